@@ -1,0 +1,1 @@
+"""Point clouds, dataset cards, files and simulators: everything before tokens."""

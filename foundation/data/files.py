@@ -1,0 +1,76 @@
+"""The platform's own file of point clouds: ragged HDF5, written whole or not at all.
+
+    points      float32 [N, F]     attribute `features`, `units` on the file (JSON)
+    offsets     int64   [B + 1]
+    labels      int64   [B]
+    conditions  float32 [B, C]     attribute `condition_names`, `condition_units`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from foundation.data.point_clouds import PointClouds
+from foundation.errors import DataError
+
+SCHEMA = "foundation/point-clouds/1"
+JSON_ATTRIBUTES = ("features", "units", "condition_names", "condition_units")
+
+
+def write_point_clouds(path: Path, clouds: PointClouds, provenance: dict[str, object] | None = None) -> None:
+    """Write `clouds` to `path`: to a temporary name first, so that a file that exists is complete.
+
+    The bytes depend on the clouds and the provenance alone, so equal content has an equal hash.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with h5py.File(part, "w") as f:
+        f.attrs["schema"] = SCHEMA
+        f.attrs["tag"] = clouds.tag
+        f.attrs["provenance"] = json.dumps(provenance or {}, sort_keys=True)
+        for name in JSON_ATTRIBUTES:
+            f.attrs[name] = json.dumps(getattr(clouds, name))
+        f["points"], f["offsets"] = clouds.points, clouds.offsets
+        f["labels"], f["conditions"] = clouds.labels, clouds.conditions
+    os.replace(part, path)
+
+
+def read_point_clouds(path: Path) -> PointClouds:
+    """Read one file written by `write_point_clouds`.
+
+    Raises DataError when the file is missing, damaged, of another layout, or holds values that are not finite.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of point clouds")
+    try:
+        with h5py.File(path) as f:
+            if f.attrs.get("schema") != SCHEMA:
+                raise DataError(f"{path}: not a point-cloud file of this platform (schema is not {SCHEMA})")
+            names = {name: tuple(json.loads(f.attrs[name])) for name in JSON_ATTRIBUTES}
+            clouds = PointClouds(
+                points=np.asarray(f["points"], np.float32),
+                offsets=np.asarray(f["offsets"], np.int64),
+                labels=np.asarray(f["labels"], np.int64),
+                conditions=np.asarray(f["conditions"], np.float32),
+                tag=str(f.attrs["tag"]),
+                **names,
+            )
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: damaged or incomplete point-cloud file ({error}); make or copy it again") from error
+    except DataError as error:
+        raise DataError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+    bad = ~np.isfinite(clouds.points).all(axis=0)
+    if bad.any():
+        raise DataError(f"{path}: feature '{clouds.features[int(bad.argmax())]}' has NaN or infinite values")
+    return clouds
+
+
+def read_many(paths: Sequence[Path]) -> PointClouds:
+    """The clouds of several files, in the order given."""
+    return PointClouds.concatenate([read_point_clouds(path) for path in paths])

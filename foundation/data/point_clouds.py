@@ -1,0 +1,114 @@
+"""The core type: a ragged batch of point clouds (jets of constituents, showers of hits)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foundation.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class PointClouds:
+    """B point clouds with N points in all, as a flat array plus offsets.
+
+    points:      float32 [N, F]; one row per constituent or hit
+    offsets:     int64 [B + 1]; cloud i owns rows offsets[i]:offsets[i + 1]
+    features:    F feature names, in column order
+    units:       F units, in column order ("1" where dimensionless)
+    labels:      int64 [B]; index into the card's classes, -1 where unknown
+    conditions:  float32 [B, C]; object-level quantities such as the incident energy
+    condition_names, condition_units: C names and units
+    tag:         name of the dataset the clouds come from
+    """
+
+    points: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    features: tuple[str, ...]
+    units: tuple[str, ...]
+    labels: NDArray[np.int64]
+    conditions: NDArray[np.float32]
+    condition_names: tuple[str, ...] = field(default=())
+    condition_units: tuple[str, ...] = field(default=())
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        n, b = len(self.points), len(self.offsets) - 1
+        if self.points.ndim != 2 or self.points.shape[1] != len(self.features):
+            raise DataError(f"points have shape {self.points.shape}, but {len(self.features)} features are named")
+        if len(self.units) != len(self.features):
+            raise DataError(f"{len(self.features)} features but {len(self.units)} units")
+        if b < 0 or self.offsets[0] != 0 or self.offsets[-1] != n or np.any(np.diff(self.offsets) < 0):
+            raise DataError(f"offsets must rise from 0 to the number of points ({n})")
+        if len(self.labels) != b:
+            raise DataError(f"{b} point clouds but {len(self.labels)} labels")
+        if self.conditions.shape != (b, len(self.condition_names)):
+            raise DataError(f"conditions have shape {self.conditions.shape}, expected {(b, len(self.condition_names))}")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Points per cloud, int64 [B]."""
+        return np.diff(self.offsets)
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """Index of the cloud that each point belongs to, int64 [N]."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    def feature(self, name: str) -> NDArray[np.float32]:
+        """One feature of all points, float32 [N]."""
+        if name not in self.features:
+            raise DataError(f"these point clouds have no feature '{name}'{did_you_mean(name, self.features)}")
+        return self.points[:, self.features.index(name)]
+
+    def condition(self, name: str) -> NDArray[np.float32]:
+        """One condition of all clouds, float32 [B]."""
+        if name not in self.condition_names:
+            raise DataError(f"these point clouds have no condition '{name}'{did_you_mean(name, self.condition_names)}")
+        return self.conditions[:, self.condition_names.index(name)]
+
+    def select(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> PointClouds:
+        """The clouds at `index` (integers in any order, a mask, or a slice), as new PointClouds."""
+        chosen = np.arange(len(self))[index]
+        counts = self.counts[chosen]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        rows = np.repeat(self.offsets[chosen] - offsets[:-1], counts) + np.arange(offsets[-1])
+        return replace(
+            self,
+            points=self.points[rows],
+            offsets=offsets,
+            labels=self.labels[chosen],
+            conditions=self.conditions[chosen],
+        )
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """The points of each cloud in turn, float32 [n, F]."""
+        return (self.points[a:b] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True))
+
+    @staticmethod
+    def concatenate(parts: Sequence[PointClouds]) -> PointClouds:
+        """All clouds of `parts` in order; they must share features, units, conditions and tag."""
+        if not parts:
+            raise DataError("nothing to concatenate: no point clouds were given")
+        first = parts[0]
+        for part in parts[1:]:
+            for name in ("features", "units", "condition_names", "condition_units", "tag"):
+                if getattr(part, name) != getattr(first, name):
+                    raise DataError(
+                        f"point clouds with different {name} cannot be joined: "
+                        f"{getattr(first, name)} and {getattr(part, name)}"
+                    )
+        counts = np.concatenate([p.counts for p in parts])
+        return replace(
+            first,
+            points=np.concatenate([p.points for p in parts]),
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            labels=np.concatenate([p.labels for p in parts]),
+            conditions=np.concatenate([p.conditions for p in parts]),
+        )

@@ -1,0 +1,1 @@
+"""Simulators: particles from first principles or parametrisations, seeded per shard."""
