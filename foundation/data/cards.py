@@ -64,6 +64,8 @@ class LayerGroup(Section):
     absorber_mm: float = Field(gt=0)
     active: str
     active_mm: float = Field(gt=0)
+    gap_mm: float = Field(0.0, ge=0)
+    """Space for boards, glue and air behind the plates: it widens a shower, its matter is not counted."""
 
 
 class Geometry(Section):

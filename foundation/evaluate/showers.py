@@ -1,0 +1,104 @@
+"""Observables and profiles of calorimeter showers, from hits (layer, x, y, energy).
+
+Hits are taken as they are stored: two hits in one cell count as two (the generator merges them before), and a hit of
+zero energy counts as a hit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foundation.data.cards import Geometry
+from foundation.data.point_clouds import PointClouds
+
+Floats = NDArray[np.float64]
+
+MEV_PER_GEV = 1000.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A quantity resolved in bins, per shower, so that its mean and its bootstrap error can be taken.
+
+    name, label, unit: as of an Observable; the axis is `axis_label` in `axis_unit`
+    edges:      [n + 1] bin edges in `axis_unit`
+    per_shower: [B, n] what each shower has in each bin
+    log_axis, log_values: how to draw it
+    """
+
+    name: str
+    label: str
+    axis_label: str
+    axis_unit: str
+    edges: Floats
+    per_shower: Floats
+    log_axis: bool = False
+    log_values: bool = True
+
+
+def shower_observables(clouds: PointClouds, geometry: Geometry) -> dict[str, Floats]:
+    """Observables of B showers, each float64 [B].
+
+    energy_sum [MeV], hits, response (visible over incident energy; absent without the condition `incident_energy`),
+    and the energy-weighted centre of gravity: cog_layer [layer index], cog_x and cog_y [mm from the centre of the
+    grid]. The centre of gravity of a shower without visible energy is NaN, and so is everything of a shower with a
+    hit that is not finite.
+    """
+    owners, n = clouds.owners, len(clouds)
+    energy = clouds.feature("energy").astype(np.float64)
+    total = np.bincount(owners, energy, n)
+    values = {"energy_sum": total, "hits": clouds.counts.astype(np.float64)}
+    if "incident_energy" in clouds.condition_names:
+        incident = clouds.condition("incident_energy").astype(np.float64) * MEV_PER_GEV
+        values["response"] = np.divide(total, incident, out=np.full(n, np.nan), where=incident > 0)
+    x, y = cell_positions(clouds, geometry)
+    for name, position in (("cog_layer", clouds.feature("layer").astype(np.float64)), ("cog_x", x), ("cog_y", y)):
+        moment = np.bincount(owners, energy * position, n)
+        values[name] = np.divide(moment, total, out=np.full(n, np.nan), where=total > 0)
+    bad = np.bincount(owners[~np.isfinite(clouds.points).all(1)], minlength=n) > 0
+    return {name: np.where(bad, np.nan, value) for name, value in values.items()}
+
+
+def cell_positions(clouds: PointClouds, geometry: Geometry) -> tuple[Floats, Floats]:
+    """x and y of the hits in mm from the shower axis, which is the centre of the grid; float64 [N] each."""
+    centre = (geometry.cells - 1) / 2
+    x, y = ((clouds.feature(name).astype(np.float64) - centre) * geometry.cell_mm for name in ("x", "y"))
+    return x, y
+
+
+def shower_profiles(clouds: PointClouds, geometry: Geometry) -> tuple[Profile, ...]:
+    """Energy per layer [MeV], energy per ring of one cell's width around the axis [MeV], hits per bin of hit energy.
+
+    The hit energies have 10 bins per decade from 0.01 MeV to 100 GeV; what lies outside is in the first or last bin.
+    """
+    x, y = cell_positions(clouds, geometry)
+    energy = clouds.feature("energy").astype(np.float64)
+    layers = np.arange(geometry.n_layers + 1) - 0.5
+    rings = np.arange(int(np.ceil(geometry.cells / np.sqrt(2))) + 1) * geometry.cell_mm
+    energies = np.logspace(-2, 5, 71)
+    return (
+        Profile(
+            "layer_profile", "mean energy per layer [MeV]", "layer", "layer", layers,
+            _per_shower(clouds, clouds.feature("layer"), layers, energy), log_values=False,
+        ),
+        Profile(
+            "radial_profile", "mean energy per ring [MeV]", "distance from the axis", "mm", rings,
+            _per_shower(clouds, np.hypot(x, y), rings, energy),
+        ),
+        Profile(
+            "hit_energy", "hits per shower and bin", "hit energy", "MeV", energies,
+            _per_shower(clouds, energy, energies, np.ones_like(energy)), log_axis=True,
+        ),
+    )  # fmt: skip
+
+
+def _per_shower(clouds: PointClouds, position: NDArray[np.floating], edges: Floats, weights: Floats) -> Floats:
+    """Histogram of every shower, float64 [B, n]; what is outside goes to the first or last bin, NaN to none."""
+    n = len(edges) - 1
+    known = np.isfinite(position) & np.isfinite(weights)
+    which = np.clip(np.searchsorted(edges, position[known], side="right") - 1, 0, n - 1)
+    flat = np.bincount(clouds.owners[known] * n + which, weights[known], len(clouds) * n)
+    return flat.reshape(len(clouds), n)

@@ -1,0 +1,1 @@
+"""Sampling: sequences from a trained model, and point clouds from sequences."""

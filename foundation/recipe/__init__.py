@@ -1,0 +1,1 @@
+"""Recipes: YAML to validated stages, the artifacts that stages leave, and running them in order."""

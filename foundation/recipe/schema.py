@@ -1,0 +1,246 @@
+"""What a recipe may say: one typed model per stage. Imports nothing heavy, so that validating is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from foundation.model.config import TransformerConfig
+from foundation.tokens.config import PerFeatureConfig, VqVaeConfig
+from foundation.train.config import TrainConfig
+
+
+class Section(BaseModel):
+    """Part of a recipe: every key is known, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
+
+
+class StageSpec(Section):
+    """What all stages share."""
+
+    version: ClassVar[int] = 1
+    """Raised when the code of a stage changes its result, so that finished stages are run again."""
+
+    name: str
+    """Name of the stage and of its folder."""
+
+    @property
+    def needs_all_ranks(self) -> bool:
+        """True where all processes of a launch work together; other stages run on one."""
+        return False
+
+    def references(self) -> dict[str, str]:
+        """Key of this section -> name of the earlier stage that it names."""
+        return {}
+
+    def card_names(self) -> tuple[str, ...]:
+        """Dataset cards that the result depends on."""
+        return ()
+
+    def execution_only(self) -> frozenset[str]:
+        """Keys that do not change the result."""
+        return frozenset()
+
+
+class Simulate(StageSpec):
+    """Make jets or showers with the simulator of a dataset card."""
+
+    kind: Literal["simulate"]
+    dataset: str
+    """Dataset card: a name that ships with the platform, or a YAML file relative to the recipe."""
+    objects: dict[str, int]
+    """Objects per split, for example {train: 20000, validation: 1000, test: 4000}, divided evenly over the classes."""
+    simulator: dict[str, bool | int | float | str] = {}
+    """Simulator settings that differ from the card's."""
+    shard_size: int = Field(500, ge=1)
+    """Objects per file; each file has its own seed."""
+    workers: int = Field(0, ge=0)
+    """Processes; 0 means one per core."""
+
+    def card_names(self) -> tuple[str, ...]:
+        return (self.dataset,)
+
+    def execution_only(self) -> frozenset[str]:
+        return frozenset({"workers"})
+
+
+class Import(StageSpec):
+    """Take point clouds from files, checked against a dataset card."""
+
+    kind: Literal["import"]
+    dataset: str
+    """Dataset card: a name that ships with the platform, or a YAML file relative to the recipe."""
+    files: dict[str, tuple[str, ...]]
+    """Files or patterns per split, relative to the recipe."""
+
+    def card_names(self) -> tuple[str, ...]:
+        return (self.dataset,)
+
+
+class FitTokenizer(StageSpec):
+    """Fit the tokenizer of one dataset on its train split."""
+
+    kind: Literal["tokenizer"]
+    source: str = Field(alias="from")
+    """Stage that made or imported the dataset."""
+    method: Annotated[VqVaeConfig | PerFeatureConfig, Field(discriminator="type")]
+    fit_objects: int = Field(20_000, ge=1)
+    """Objects of the train split that it is fitted on, at most."""
+
+    def references(self) -> dict[str, str]:
+        return {"from": self.source}
+
+
+class TokenizedDataset(Section):
+    """A dataset and the tokenizer that encodes it."""
+
+    source: str = Field(alias="from")
+    tokenizer: str
+
+
+class Tokenize(StageSpec):
+    """Build the shared vocabulary and write every split of every dataset as shards."""
+
+    kind: Literal["tokenize"]
+    datasets: tuple[TokenizedDataset, ...] = Field(min_length=1)
+    streams: Literal["delayed", "interleaved"] = "delayed"
+    """How several codes of a point are laid out: in one step, each a step later than the one before, or one by one."""
+
+    def references(self) -> dict[str, str]:
+        found = {}
+        for i, dataset in enumerate(self.datasets):
+            found[f"datasets.{i}.from"] = dataset.source
+            found[f"datasets.{i}.tokenizer"] = dataset.tokenizer
+        return found
+
+
+class Pretrain(StageSpec):
+    """Train one transformer on a mixture of datasets to predict the next step."""
+
+    kind: Literal["pretrain"]
+    data: str
+    """The tokenize stage."""
+    mixture: dict[str, float] = Field(min_length=1)
+    """Weight of each dataset, by tag; weights mean tokens."""
+    model: TransformerConfig = TransformerConfig()
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def needs_all_ranks(self) -> bool:
+        return True
+
+    def references(self) -> dict[str, str]:
+        return {"data": self.data}
+
+
+class Finetune(StageSpec):
+    """Train a model for a task on labelled objects, from a pre-trained backbone or from scratch."""
+
+    kind: Literal["finetune"]
+    source: str = Field(alias="from")
+    """The pretrain stage: its weights, or with `start: scratch` only its architecture."""
+    data: str
+    """The tokenize stage."""
+    dataset: str
+    """Tag of the dataset."""
+    task: Literal["classification"] = "classification"
+    start: Literal["pretrained", "scratch"] = "pretrained"
+    labels: int | None = Field(None, ge=1)
+    """Labelled objects to train on; all when not given."""
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def needs_all_ranks(self) -> bool:
+        return True
+
+    def references(self) -> dict[str, str]:
+        return {"from": self.source, "data": self.data}
+
+
+class Sample(Section):
+    """Objects of one dataset to generate."""
+
+    truth: str
+    """The simulate or import stage of the dataset: what is generated is compared with its test split."""
+    objects: int = Field(1000, ge=1)
+    """Objects to generate, per class."""
+    classes: tuple[str, ...] = ()
+    """Classes; all when not given."""
+    conditions: Literal["truth", "any"] | dict[str, tuple[float, ...]] = "truth"
+    """Where conditions such as the incident energy come from: drawn from the test split, left open, or given values
+    taken in turn."""
+    max_points: int = Field(0, ge=0)
+    """Longest object; 0 means 1.2 times the longest of the train split."""
+
+
+class Generate(StageSpec):
+    """Generate point clouds with a pre-trained model."""
+
+    kind: Literal["generate"]
+    source: str = Field(alias="from")
+    """The pretrain stage."""
+    samples: tuple[Sample, ...] = Field(min_length=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the most probable ids that add up to this probability."""
+    batch: int = Field(512, ge=1)
+
+    def references(self) -> dict[str, str]:
+        return {"from": self.source} | {f"samples.{i}.truth": s.truth for i, s in enumerate(self.samples)}
+
+    def execution_only(self) -> frozenset[str]:
+        return frozenset({"batch"})
+
+
+class Evaluate(StageSpec):
+    """Compare generated with held-out objects, score classifiers, and write report.html."""
+
+    kind: Literal["evaluate"]
+    generated: str
+    """The generate stage."""
+    classifiers: tuple[str, ...] = ()
+    """Finetune stages whose test scores are compared."""
+
+    def references(self) -> dict[str, str]:
+        return {"generated": self.generated} | {f"classifiers.{i}": c for i, c in enumerate(self.classifiers)}
+
+
+class RegisteredModel(Section):
+    """A model and the name it gets in the registry."""
+
+    source: str = Field(alias="from")
+    """A pretrain or finetune stage."""
+    name: str
+    aliases: tuple[str, ...] = ("latest",)
+
+
+class Register(StageSpec):
+    """Put models into the MLflow registry, tagged with parent, datasets, vocabulary and scores."""
+
+    kind: Literal["register"]
+    models: tuple[RegisteredModel, ...] = Field(min_length=1)
+    scores: str | None = None
+    """The evaluate stage whose scores become tags."""
+
+    def references(self) -> dict[str, str]:
+        found = {f"models.{i}.from": m.source for i, m in enumerate(self.models)}
+        return found | ({"scores": self.scores} if self.scores else {})
+
+
+Stage = Annotated[
+    Simulate | Import | FitTokenizer | Tokenize | Pretrain | Finetune | Generate | Evaluate | Register,
+    Field(discriminator="kind"),
+]
+
+
+class Recipe(Section):
+    """A whole job: stages, run in the order in which they stand."""
+
+    name: str
+    """Name of the run folder and of the MLflow experiment."""
+    description: str = ""
+    seed: int = Field(1, ge=0)
+    """Everything random is derived from it."""
+    stages: tuple[Stage, ...] = Field(min_length=1)

@@ -1,0 +1,90 @@
+"""Stage generate: point clouds from a pre-trained model, in the layout of the dataset they imitate."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from foundation.data.cards import DatasetCard
+from foundation.data.files import write_point_clouds
+from foundation.data.point_clouds import PointClouds
+from foundation.errors import RecipeError, did_you_mean
+from foundation.generate.campaign import generate as generate_clouds
+from foundation.generate.sampler import SamplingConfig
+from foundation.model.weights import ModelFolder, load_backbone
+from foundation.recipe.running import StageContext
+from foundation.recipe.schema import Generate, Sample
+from foundation.recipe.stages.datasets import card_of, read_split
+from foundation.tokens.tokenizer import load_tokenizer
+
+
+def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
+    """Generate every sample of the recipe into `TAG.h5`."""
+    import torch
+
+    home = context.artifact(spec.source).folder / "model"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone, model = load_backbone(home, device)
+    reports: dict[str, dict[str, int]] = {}
+    for sample in spec.samples:
+        tag = context.artifact(sample.truth).summary["tag"]
+        if not (home / "cards" / f"{tag}.json").is_file():
+            raise RecipeError(f"model '{spec.source}' was not trained on '{tag}'")
+        card = DatasetCard.model_validate_json((home / "cards" / f"{tag}.json").read_text())
+        truth = read_split(context.artifact(sample.truth), "test")
+        labels, conditions = _requests(sample, card, model, truth, context.seed)
+        longest = json.loads((home / "cards" / f"{tag}.longest.json").read_text())
+        config = SamplingConfig(sample.max_points or int(np.ceil(1.2 * longest)), spec.temperature, spec.top_p)
+        made = generate_clouds(
+            backbone,
+            model.layout,
+            load_tokenizer(home / "tokenizers" / tag),
+            card,
+            labels,
+            conditions,
+            seed=context.seed,
+            config=config,
+            batch=spec.batch,
+        )
+        provenance = {"generated_by": context.artifact(spec.source).key, "seed": context.seed, **made.report}
+        write_point_clouds(context.folder / f"{tag}.h5", made.clouds, provenance)
+        reports[tag] = made.report
+    return {
+        "samples": {tag: sample.truth for tag, sample in zip(reports, spec.samples, strict=True)},
+        "reports": reports,
+        "line": "; ".join(f"{tag}: " + _words(report) for tag, report in reports.items()),
+    }
+
+
+def _requests(
+    sample: Sample, card: DatasetCard, model: ModelFolder, truth: PointClouds, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [B] and conditions [B, C] of the objects to generate, `objects` of each class."""
+    for name in sample.classes:
+        if name not in card.classes:
+            raise RecipeError(f"dataset '{card.tag}' has no class '{name}'{did_you_mean(name, card.classes)}")
+    wanted = [card.classes.index(name) for name in sample.classes or card.classes] or [-1]
+    labels = np.repeat(np.array(wanted, np.int64), sample.objects)
+    conditions = np.full((len(labels), len(card.conditions)), np.nan, np.float32)
+    if sample.conditions == "truth":
+        rng = np.random.default_rng([seed, 2])
+        for label in wanted:
+            own = truth.conditions[truth.labels == label]
+            if len(own) == 0:
+                raise RecipeError(f"the test split of '{card.tag}' has no objects of class {label} to take conditions of")
+            # each truth object once before any is taken again, so that the generated spectrum is the truth's
+            chosen = rng.permutation(np.arange(sample.objects) % len(own))
+            conditions[labels == label] = own[chosen]
+    elif isinstance(sample.conditions, dict):
+        names = [c.name for c in card.conditions]
+        for name, values in sample.conditions.items():
+            if name not in names:
+                raise RecipeError(f"dataset '{card.tag}' has no condition '{name}'{did_you_mean(name, names)}")
+            conditions[:, names.index(name)] = np.resize(np.asarray(values, np.float32), len(labels))
+    return labels, conditions
+
+
+def _words(report: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.items())

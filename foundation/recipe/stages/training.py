@@ -1,0 +1,170 @@
+"""Stages that train: pretrain, finetune. They leave `model/`, `metrics.jsonl` and, for classifiers, `test_scores.npz`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from foundation.data.cards import DatasetCard
+from foundation.errors import DataError, RecipeError, did_you_mean
+from foundation.model.transformer import Transformer, count_parameters
+from foundation.model.weights import ModelFolder, load_backbone, save_model
+from foundation.recipe.artifact import Artifact
+from foundation.recipe.running import StageContext
+from foundation.recipe.schema import Finetune, Pretrain
+from foundation.stream.reading import ShardedDataset
+from foundation.stream.token_stream import StreamConfig, TokenStream, one_pass
+from foundation.tasks.base import Task, to_device
+from foundation.tasks.classification import Classification
+from foundation.tasks.generation import Generation
+from foundation.tokens.layout import Layout
+from foundation.tokens.vocabulary import Vocabulary
+from foundation.train.config import TrainConfig
+from foundation.train.loop import Trained, train
+
+
+def pretrain(spec: Pretrain, context: StageContext) -> dict[str, Any]:
+    """Train one transformer on the mixture."""
+    tokens = context.artifact(spec.data)
+    vocabulary = Vocabulary.load(tokens.folder / "vocabulary.json")
+    layout = Layout(vocabulary, tokens.summary["streams"])
+    for tag in spec.mixture:
+        vocabulary.dataset(tag)
+    datasets = [open_split(tokens, tag, "train", vocabulary) for tag in spec.mixture]
+    held_out = {tag: open_split(tokens, tag, "validation", vocabulary) for tag in spec.mixture}
+    torch.manual_seed(context.seed)
+    task = Generation(Transformer(spec.model, vocabulary.size), layout)
+    stream = TokenStream(datasets, list(spec.mixture.values()), layout, _stream(spec.train, context.seed))
+    trained = train(
+        task,
+        stream,
+        spec.train,
+        context.folder,
+        context.tracker,
+        context.seed,
+        "pretrain",
+        _per_target_loss(held_out, layout, spec.train),
+    )
+    if context.is_main:
+        model = ModelFolder(spec.model, layout.mode, Generation.name, {}, vocabulary)
+        _leave_model(context.folder / "model", trained, model, tokens, list(spec.mixture))
+    return _summary(task, trained, {"datasets": list(spec.mixture), "vocabulary": vocabulary.digest})
+
+
+def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
+    """Train a classifier and score the test split."""
+    tokens, parent = context.artifact(spec.data), context.artifact(spec.source)
+    backbone, model = load_backbone(parent.folder / "model")
+    entry = model.vocabulary.dataset(spec.dataset)
+    if len(entry.classes) < 2:
+        raise RecipeError(f"dataset '{spec.dataset}' has {len(entry.classes)} class(es): nothing to classify")
+    torch.manual_seed(context.seed)
+    if spec.start == "scratch":
+        backbone = Transformer(model.transformer, model.vocabulary.size)
+    layout = model.layout
+    settings = spec.train.model_copy(update={"class_dropout": 1.0})  # the answer must not be in the sequence
+    task = Classification(backbone, len(entry.classes))
+    split = {name: open_split(tokens, spec.dataset, name, model.vocabulary) for name in ("validation", "test")}
+    labelled = open_split(tokens, spec.dataset, "train", model.vocabulary, spec.labels)
+    stream = TokenStream([labelled], [1.0], layout, _stream(settings, context.seed))
+
+    def validate(task: Task, device: torch.device) -> dict[str, float]:
+        labels, scores = class_scores(task, split["validation"], layout, device, settings, settings.validation_sequences)
+        return {"validation_accuracy": float((scores.argmax(axis=1) == labels).mean())}
+
+    trained = train(
+        task, stream, settings, context.folder, context.tracker, context.seed, spec.name, validate
+    )
+    # the trained weights live in the task on every rank that holds them; scoring is rank 0's
+    facts: dict[str, Any] = {"labels": len(labelled), "start": spec.start, "classes": list(entry.classes)}
+    if context.is_main:
+        task.load_state_dict(trained.weights)
+        labels, scores = class_scores(task, split["test"], layout, torch.device("cpu"), settings, None)
+        np.savez(context.folder / "test_scores.npz", labels=labels, scores=scores)
+        facts["test_accuracy"] = float((scores.argmax(axis=1) == labels).mean())
+        about = ModelFolder(
+            model.transformer, model.mode, Classification.name, {"classes": list(entry.classes)}, model.vocabulary
+        )
+        _leave_model(context.folder / "model", trained, about, tokens, [spec.dataset])
+        context.tracker.log_metrics({"test_accuracy": facts["test_accuracy"]}, spec.train.steps)
+    summary = _summary(task, trained, facts | {"datasets": [spec.dataset], "vocabulary": model.vocabulary.digest})
+    summary["line"] = f"{spec.start}, {len(labelled)} labels: test accuracy {facts.get('test_accuracy', 0):.4f}"
+    return summary
+
+
+def open_split(
+    tokens: Artifact, tag: str, split: str, vocabulary: Vocabulary, limit: int | None = None
+) -> ShardedDataset:
+    """A split of a dataset of the tokenize stage."""
+    home = tokens.folder / tag
+    if not home.is_dir():
+        tags = [p.name for p in tokens.folder.iterdir() if p.is_dir()]
+        raise DataError(f"stage '{tokens.name}' has no dataset '{tag}'{did_you_mean(tag, tags)}")
+    return ShardedDataset(home / split, vocabulary.digest, limit)
+
+
+def class_scores(
+    task: Task, data: ShardedDataset, layout: Layout, device: torch.device, config: TrainConfig, limit: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """True classes int64 [B] and predicted probabilities float64 [B, classes] of a split."""
+    assert isinstance(task, Classification)
+    labels, scores = [], []
+    task.to(device).eval()
+    with torch.no_grad():
+        for batch in one_pass(data, layout, 4 * config.row_tokens, hide_class=True, limit=limit):
+            logits = task.logits(to_device(batch, device))
+            labels.append(batch.labels)
+            scores.append(torch.softmax(logits.double(), dim=1).cpu().numpy())
+    return np.concatenate(labels), np.concatenate(scores)
+
+
+def _per_target_loss(
+    held_out: dict[str, ShardedDataset], layout: Layout, config: TrainConfig
+) -> Callable[[Task, torch.device], dict[str, float]]:
+    """Validation of next-token prediction: mean loss per target of each dataset."""
+
+    def validate(task: Task, device: torch.device) -> dict[str, float]:
+        losses = {}
+        for tag, data in held_out.items():
+            total, targets = 0.0, 0
+            limit = config.validation_sequences
+            for batch in one_pass(data, layout, 4 * config.row_tokens, hide_class=False, limit=limit):
+                total += float(task(to_device(batch, device)))
+                targets += task.count(batch)
+            losses[f"validation_loss.{tag}"] = total / targets
+        return losses
+
+    return validate
+
+
+def _stream(config: TrainConfig, seed: int) -> StreamConfig:
+    return StreamConfig(config.row_tokens, config.rows_per_step, seed, config.class_dropout)
+
+
+def _leave_model(folder: Path, trained: Trained, model: ModelFolder, tokens: Artifact, tags: list[str]) -> None:
+    """A model folder that needs nothing else: weights, vocabulary, and each dataset's card and tokenizer."""
+    for tag in tags:
+        shutil.copytree(tokens.folder / tag / "tokenizer", folder / "tokenizers" / tag, dirs_exist_ok=True)
+        (folder / "cards").mkdir(parents=True, exist_ok=True)
+        card = DatasetCard.model_validate_json((tokens.folder / tag / "card.json").read_text())
+        (folder / "cards" / f"{tag}.json").write_text(card.model_dump_json(indent=1))
+        longest = tokens.folder / tag / "longest.json"
+        shutil.copy(longest, folder / "cards" / f"{tag}.longest.json")
+    save_model(folder, trained.weights, model)
+
+
+def _summary(task: Task, trained: Trained, facts: dict[str, Any]) -> dict[str, Any]:
+    validation = ", ".join(f"{k} {v:.3f}" for k, v in trained.validation.items())
+    return {
+        "model": "model",
+        "parameters": count_parameters(task),
+        **trained.summary,
+        "validation": trained.validation,
+        **facts,
+        "line": f"{count_parameters(task):,} parameters, {trained.summary['tokens']:,} steps of sequences; {validation}",
+    }

@@ -1,0 +1,1 @@
+"""Shards of tokenised point clouds, and the deterministic mixed stream that training reads."""

@@ -1,0 +1,1 @@
+"""From point clouds to ids of one shared vocabulary, and back."""

@@ -1,0 +1,244 @@
+"""VQ-VAE tokenizer: one code per point for its continuous features, exact codes for its categories.
+
+After OmniJet-alpha (arXiv:2403.05618): points are embedded, optionally look at the other points of their cloud
+(conditional tokenization), are quantised to the nearest of `codebook` latent vectors, and are decoded likewise.
+The reconstruction loss counts real points only; nothing is padded outside the attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+
+from foundation.data.cards import Feature
+from foundation.data.point_clouds import PointClouds
+from foundation.data.ragged import length_buckets, ragged_arange, to_offsets
+from foundation.errors import DataError
+from foundation.tokens.config import VqVaeConfig
+from foundation.tokens.tokenizer import (
+    Stream,
+    Tokenizer,
+    category_size,
+    exact_codes,
+    inverse_transform,
+    transform,
+)
+
+CLOUDS_PER_PASS = 512
+
+
+Groups = list[tuple[Tensor, Tensor]]
+"""Per bucket of clouds: rows [b, L] of the flat array, valid [b, L]."""
+
+
+class Block(nn.Module):
+    """Pre-norm block: attention among the points of a cloud (optional), then a two-layer perceptron."""
+
+    def __init__(self, width: int, heads: int, attention: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width) if attention else None
+        self.mix = nn.Linear(width, width) if attention else None
+        self.norm_attention = nn.LayerNorm(width) if attention else None
+        self.norm = nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, groups: Groups) -> Tensor:
+        """x [N, width] -> [N, width]."""
+        if self.qkv is not None and self.mix is not None and self.norm_attention is not None:
+            x = x + self.mix(self._attend(self.qkv(self.norm_attention(x)), groups))
+        return x + self.down(F.silu(self.up(self.norm(x))))
+
+    def _attend(self, qkv: Tensor, groups: Groups) -> Tensor:
+        width = qkv.shape[1] // 3
+        out = torch.zeros_like(qkv[:, :width])
+        for rows, valid in groups:
+            q, k, v = qkv[rows].unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None, :])
+            out = out.index_put((rows[valid],), y.transpose(1, 2).flatten(2)[valid])
+        return out
+
+
+class VqVae(nn.Module):
+    """Encoder, quantiser and decoder over F continuous features of ragged clouds."""
+
+    def __init__(self, n_features: int, config: VqVaeConfig) -> None:
+        super().__init__()
+        c = config
+        self.enter = nn.Linear(n_features, c.width)
+        self.encoder = nn.ModuleList(Block(c.width, c.heads, c.attention) for _ in range(c.encoder_blocks))
+        self.to_latent = nn.Sequential(nn.LayerNorm(c.width), nn.Linear(c.width, c.latent))
+        self.quantise = VectorQuantize(
+            dim=c.latent,
+            codebook_size=c.codebook,
+            decay=0.95,
+            kmeans_init=True,
+            kmeans_iters=5,
+            threshold_ema_dead_code=1,
+            commitment_weight=c.commitment,
+        )
+        self.from_latent = nn.Linear(c.latent, c.width)
+        self.decoder = nn.ModuleList(Block(c.width, c.heads, c.attention) for _ in range(c.decoder_blocks))
+        self.leave = nn.Sequential(nn.LayerNorm(c.width), nn.Linear(c.width, n_features))
+
+    def latents(self, x: Tensor, groups: Groups) -> Tensor:
+        """Latent vectors [N, latent] of standardised features x [N, F]."""
+        h = self.enter(x)
+        for block in self.encoder:
+            h = block(h, groups)
+        return self.to_latent(h)
+
+    def features(self, z: Tensor, groups: Groups) -> Tensor:
+        """Standardised features [N, F] of latent vectors z [N, latent]."""
+        h = self.from_latent(z)
+        for block in self.decoder:
+            h = block(h, groups)
+        return self.leave(h)
+
+    def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction [N, F], codes [N], commitment loss."""
+        quantised, codes, commitment = self.quantise(self.latents(x, groups)[None])
+        return self.features(quantised[0], groups), codes[0], commitment.sum()
+
+
+class VqVaeTokenizer(Tokenizer):
+    """K = 1 + number of categorical features: stream `code` first, then the categories exactly."""
+
+    kind = "vqvae"
+
+    def __init__(
+        self,
+        dataset: str,
+        features: tuple[Feature, ...],
+        config: VqVaeConfig,
+        net: VqVae,
+        mean: NDArray[np.float64],
+        std: NDArray[np.float64],
+    ) -> None:
+        super().__init__(dataset, features)
+        self.config, self.net, self.mean, self.std = config, net.eval(), mean, std
+
+    @property
+    def continuous(self) -> tuple[Feature, ...]:
+        """Features that the code stands for."""
+        return tuple(f for f in self.features if f.kind == "continuous")
+
+    @property
+    def exact(self) -> tuple[Feature, ...]:
+        """Features with a stream of their own."""
+        return tuple(f for f in self.features if f.kind != "continuous")
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return (
+            Stream("code", self.config.codebook),
+            *(Stream(f.name, category_size(f)) for f in self.exact),
+        )
+
+    @staticmethod
+    def fit(
+        dataset: str,
+        features: tuple[Feature, ...],
+        clouds: PointClouds,
+        config: VqVaeConfig,
+        seed: int,
+        on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    ) -> VqVaeTokenizer:
+        """Train on `clouds`. `on_step` is called after every step with its number and metrics."""
+        continuous = tuple(f for f in features if f.kind == "continuous")
+        if not continuous or len(clouds) == 0:
+            raise DataError(f"a vqvae tokenizer of '{dataset}' needs continuous features and at least one point cloud")
+        x = np.stack([transform(f, clouds.feature(f.name)) for f in continuous], axis=1)
+        # features whose card declares no scale are brought to unit size; those that do keep the card's weight
+        mean, std = x.mean(axis=0), np.full(x.shape[1], max(x.std(axis=0).max(), 1e-6))
+        x = ((x - mean) / std).astype(np.float32)
+        torch.manual_seed(seed)
+        net = VqVae(len(continuous), config).train()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-2)
+        rng = np.random.default_rng(seed)
+        per_batch = max(1, int(config.batch_points / max(clouds.counts.mean(), 1.0)))
+        for step in range(config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _one_cycle(step, config.steps)
+            batch = rng.integers(0, len(clouds), per_batch)
+            rows, offsets = _rows(clouds.offsets, batch)
+            inputs = torch.from_numpy(x[rows])
+            reconstructed, codes, commitment = net(inputs, _groups(offsets))
+            error = F.mse_loss(reconstructed, inputs)
+            optimizer.zero_grad()
+            (error + commitment).backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            on_step(step, {"reconstruction": float(error), "codes_in_batch": float(codes.unique().numel())})
+        return VqVaeTokenizer(dataset, features, config, net, mean, std)
+
+    @torch.no_grad()
+    def encode(self, clouds: PointClouds) -> NDArray[np.int64]:
+        self.require(clouds)
+        x = np.stack([transform(f, clouds.feature(f.name)) for f in self.continuous], axis=1)
+        x = ((x - self.mean) / self.std).astype(np.float32)
+        codes = np.empty(len(x), np.int64)
+        for rows, groups in self._passes(clouds.offsets):
+            latents = self.net.latents(torch.from_numpy(x[rows]), groups)
+            codes[rows] = self.net.quantise(latents[None])[1][0].numpy()
+        exact = [exact_codes(f, clouds.feature(f.name)) for f in self.exact]
+        return np.stack([codes, *exact], axis=1)
+
+    @torch.no_grad()
+    def decode(
+        self, codes: NDArray[np.int64], offsets: NDArray[np.int64], uniform: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        x = np.empty((len(codes), len(self.continuous)), np.float64)
+        for rows, groups in self._passes(offsets):
+            latents = self.net.quantise.get_codes_from_indices(torch.from_numpy(codes[rows, 0]))
+            x[rows] = self.net.features(latents, groups).numpy()
+        x = x * self.std + self.mean
+        columns: dict[str, NDArray] = {
+            f.name: inverse_transform(f, x[:, i]) for i, f in enumerate(self.continuous)
+        }
+        for k, f in enumerate(self.exact):
+            low = f.range[0] if f.kind == "integer" and f.range else 0
+            columns[f.name] = codes[:, 1 + k] + low
+        return np.stack([columns[f.name] for f in self.features], axis=1).astype(np.float32)
+
+    def _passes(self, offsets: NDArray[np.int64]) -> Iterator[tuple[slice, Groups]]:
+        """Rows and attention groups of a few hundred clouds at a time, so that memory does not grow with the file."""
+        for first in range(0, len(offsets) - 1, CLOUDS_PER_PASS):
+            part = offsets[first : first + CLOUDS_PER_PASS + 1]
+            yield slice(int(part[0]), int(part[-1])), _groups(part - part[0])
+
+    def state(self) -> tuple[dict[str, object], dict[str, NDArray]]:
+        arrays = {f"net.{k}": v.numpy() for k, v in self.net.state_dict().items()}
+        return self.config.model_dump(), arrays | {"mean": self.mean, "std": self.std}
+
+    @staticmethod
+    def from_state(
+        dataset: str, features: tuple[Feature, ...], settings: dict, arrays: dict[str, NDArray]
+    ) -> VqVaeTokenizer:
+        """Rebuild a tokenizer from what `state` returned."""
+        config = VqVaeConfig(**settings)
+        net = VqVae(len(arrays["mean"]), config)
+        net.load_state_dict({k.removeprefix("net."): torch.from_numpy(v) for k, v in arrays.items() if "net." in k})
+        return VqVaeTokenizer(dataset, features, config, net, arrays["mean"], arrays["std"])
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    """Fraction of the peak learning rate: short linear rise, then a cosine to a hundredth."""
+    rise = min(1.0, (step + 1) / max(1, steps // 20))
+    return rise * (0.01 + 0.99 * 0.5 * (1.0 + float(np.cos(np.pi * step / steps))))
+
+
+def _rows(offsets: NDArray[np.int64], clouds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the chosen clouds' points, and their offsets in the batch."""
+    counts = np.diff(offsets)[clouds]
+    return np.repeat(offsets[clouds], counts) + ragged_arange(counts), to_offsets(counts)
+
+
+def _groups(offsets: NDArray[np.int64]) -> Groups:
+    return [(torch.from_numpy(b.rows), torch.from_numpy(b.valid)) for b in length_buckets(offsets)]
