@@ -89,7 +89,7 @@ def _exclusive_kt_axes(momenta: Floats, counts: NDArray[np.int64], radius: float
     falling counts, and all pseudojets left of a jet lie at the front of its row; so at the step from m to m - 1
     pseudojets the jets at work are the first ones, each with exactly m, and there is nothing to mask.
     """
-    n_jets, longest = momenta.shape[:2]
+    longest = momenta.shape[1]
     momenta = momenta.copy()
     rapidity, azimuth, pt2 = _rapidity_phi_pt2(momenta)
     distance = _distance2(rapidity[:, :, None], azimuth[:, :, None], rapidity[:, None, :], azimuth[:, None, :])

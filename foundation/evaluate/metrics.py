@@ -7,6 +7,7 @@ against truth at the same sample size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,13 +46,13 @@ def wasserstein(a: Floats, b: Floats, seed: int = 0, resamplings: int = RESAMPLI
 
     a, b = finite(a, "first sample"), finite(b, "second sample")
     rng = np.random.default_rng(seed)
-    drawn = [
-        wasserstein_distance(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(resamplings)
-    ]
+    drawn = [wasserstein_distance(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(resamplings)]
     return Measurement(float(wasserstein_distance(a, b)), _spread(drawn))
 
 
-def binned_wasserstein(a: Floats, b: Floats, edges: Floats, seed: int = 0, resamplings: int = RESAMPLINGS) -> Measurement:
+def binned_wasserstein(
+    a: Floats, b: Floats, edges: Floats, seed: int = 0, resamplings: int = RESAMPLINGS
+) -> Measurement:
     """Wasserstein-1 distance of two mean profiles [B, n] of unit area, in the unit of `edges` [n + 1].
 
     Everything in a bin sits at its centre: W1 = sum_i |F_a,i - F_b,i| (c_i+1 - c_i). Whole objects are resampled.
@@ -147,8 +148,9 @@ class ClassifierScores:
 
 
 def classification_scores(labels: NDArray[np.integer], scores: NDArray[np.floating]) -> ClassifierScores:
-    """Score B objects: labels 0 or 1 [B], scores [B] as probabilities of class 1. Equal scores count half in the AUC."""
-    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+    """Score B objects: labels 0 or 1 [B], scores [B] = probabilities of class 1. Equal scores count half in the AUC."""
+    labels = np.asarray(labels)
+    scores = np.asarray(scores, dtype=np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise DataError(f"classifier: labels {labels.shape} and scores {scores.shape} must be two equally long lists")
     if not np.isin(labels, (0, 1)).all():
@@ -173,7 +175,7 @@ def classification_scores(labels: NDArray[np.integer], scores: NDArray[np.floati
     )
 
 
-def _roc(labels: NDArray[np.integer], scores: Floats) -> tuple[Floats, Floats]:
+def _roc(labels: NDArray[np.integer], scores: NDArray[np.floating]) -> tuple[Floats, Floats]:
     """Signal and background efficiency above each distinct score, from (0, 0) to (1, 1)."""
     order = np.argsort(-scores, kind="stable")
     last_of_equal = np.append(np.diff(scores[order]) != 0, True)
@@ -189,10 +191,9 @@ def _auc_error(auc: float, n_signal: int, n_background: int) -> float:
 
 
 def _rejection(signal: Floats, background: Floats, efficiency: float, n_background: int) -> Measurement:
-    # a vertical step of the ROC curve has several background efficiencies for one signal efficiency: the first is best
+    # where the background grows at the wanted signal efficiency, the least background counts: the first point at it
     above = int(np.searchsorted(signal, efficiency))
-    step = signal[above] - signal[above - 1]
-    share = (efficiency - signal[above - 1]) / step if step > 0 else 1.0
+    share = (efficiency - signal[above - 1]) / (signal[above] - signal[above - 1])
     kept = float(background[above - 1] + share * (background[above] - background[above - 1]))
     if kept * n_background < 1e-9:
         return Measurement(float(n_background), float("nan"), limit=True)
@@ -204,8 +205,11 @@ def _unit(histogram: Floats) -> Floats:
     return np.divide(histogram, total, out=np.zeros_like(histogram, dtype=np.float64), where=total > 0)
 
 
-def _histogram_distance(distance, a, b, edges, seed, resamplings) -> Measurement:  # type: ignore[no-untyped-def]
-    counts_a, counts_b = flow_histogram(finite(a, "first sample"), edges), flow_histogram(finite(b, "second sample"), edges)
+def _histogram_distance(
+    distance: Callable[[Floats, Floats], Floats], a: Floats, b: Floats, edges: Floats, seed: int, resamplings: int
+) -> Measurement:
+    counts_a = flow_histogram(finite(a, "first sample"), edges)
+    counts_b = flow_histogram(finite(b, "second sample"), edges)
     rng = np.random.default_rng(seed)
     drawn = [
         rng.multinomial(int(c.sum()), c / c.sum(), size=resamplings).astype(np.float64) for c in (counts_a, counts_b)

@@ -6,7 +6,7 @@ zero energy counts as a hit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,10 @@ class Profile:
     per_shower: Floats
     log_axis: bool = False
     log_values: bool = True
+
+    def select(self, index: NDArray[np.int64]) -> Profile:
+        """The profile of the showers at `index`."""
+        return replace(self, per_shower=self.per_shower[index])
 
 
 def shower_observables(clouds: PointClouds, geometry: Geometry) -> dict[str, Floats]:
@@ -76,9 +80,9 @@ def shower_profiles(clouds: PointClouds, geometry: Geometry) -> tuple[Profile, .
     """
     x, y = cell_positions(clouds, geometry)
     energy = clouds.feature("energy").astype(np.float64)
-    layers = np.arange(geometry.n_layers + 1) - 0.5
-    rings = np.arange(int(np.ceil(geometry.cells / np.sqrt(2))) + 1) * geometry.cell_mm
-    energies = np.logspace(-2, 5, 71)
+    layers = np.arange(geometry.n_layers + 1, dtype=np.float64) - 0.5
+    rings = np.arange(int(np.ceil(geometry.cells / np.sqrt(2))) + 1, dtype=np.float64) * geometry.cell_mm
+    energies: Floats = np.logspace(-2, 5, 71)
     return (
         Profile(
             "layer_profile", "mean energy per layer [MeV]", "layer", "layer", layers,
@@ -101,4 +105,4 @@ def _per_shower(clouds: PointClouds, position: NDArray[np.floating], edges: Floa
     known = np.isfinite(position) & np.isfinite(weights)
     which = np.clip(np.searchsorted(edges, position[known], side="right") - 1, 0, n - 1)
     flat = np.bincount(clouds.owners[known] * n + which, weights[known], len(clouds) * n)
-    return flat.reshape(len(clouds), n)
+    return np.asarray(flat, np.float64).reshape(len(clouds), n)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,43 +20,71 @@ from foundation.data.ragged import length_buckets
 
 
 class Packing:
-    """Where the sequences of a flat batch are: made once per batch, shared by all layers."""
+    """Where the sequences of a flat batch are: made once per batch, shared by all layers.
+
+    places: int64 [T]; where each step stands in the padded buckets, laid one behind the other
+    shapes: (sequences, length) of each bucket
+    """
 
     def __init__(self, offsets: NDArray[np.int64], device: torch.device) -> None:
         self.cumulative = torch.from_numpy(offsets.astype(np.int32)).to(device)
         self.longest = int(np.diff(offsets).max(initial=0))
-        self.buckets: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.shapes: list[tuple[int, int]] = []
+        places = np.empty(int(offsets[-1]), np.int64)
+        self.padded = 0
         for bucket in length_buckets(offsets):
-            flat = np.flatnonzero(bucket.valid.ravel())
-            self.buckets.append(
-                (
-                    torch.from_numpy(bucket.rows).to(device),
-                    torch.from_numpy(bucket.rows.ravel()[flat]).to(device),
-                    torch.from_numpy(flat).to(device),
-                )
-            )
+            places[bucket.rows[bucket.valid]] = self.padded + np.flatnonzero(bucket.valid.ravel())
+            self.padded += bucket.rows.size
+            self.shapes.append((bucket.rows.shape[0], bucket.rows.shape[1]))
+        self.places = torch.from_numpy(places).to(device)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-    """Causal attention within sequences. q [T, H, d]; k, v [T, G, d] with G dividing H; returns [T, H, d]."""
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(q, k, v, packing)
-    return _bucketed(q, k, v, packing)
+def attend(qkv: Tensor, heads: int, groups: int, packing: Packing) -> Tensor:
+    """Causal attention within sequences: qkv [T, heads + 2 groups, d], queries first -> [T, heads, d]."""
+    if qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16):
+        return _varlen(*qkv.split((heads, groups, groups), dim=1), packing)
+    return _bucketed(qkv, heads, groups, packing)
 
 
-def _bucketed(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-    parts, rows = [], []
-    for places, real_rows, real_places in packing.buckets:
-        y = F.scaled_dot_product_attention(
-            q[places].transpose(1, 2),
-            k[places].transpose(1, 2),
-            v[places].transpose(1, 2),
-            is_causal=True,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        parts.append(y.transpose(1, 2).flatten(0, 1)[real_places])
-        rows.append(real_rows)
-    return torch.empty_like(q).index_copy(0, torch.cat(rows), torch.cat(parts))
+def _bucketed(qkv: Tensor, heads: int, groups: int, packing: Packing) -> Tensor:
+    padded = _Spread.apply(qkv, packing.places, packing.padded)
+    outputs = []
+    for (b, length), part in zip(
+        packing.shapes, padded.split([b * n for b, n in packing.shapes]), strict=True
+    ):
+        q, k, v = part.view(b, length, -1, qkv.shape[-1]).transpose(1, 2).split((heads, groups, groups), dim=1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != groups)
+        outputs.append(y.transpose(1, 2).flatten(0, 1))
+    return _Gather.apply(torch.cat(outputs), packing.places)
+
+
+class _Spread(torch.autograd.Function):
+    """Rows of x to distinct places of a longer, else zero tensor. Distinct places make the gradient a plain gather."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return x.new_zeros(size, *x.shape[1:]).index_copy_(0, places, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (places,) = ctx.saved_tensors
+        return gradient.index_select(0, places), None, None
+
+
+class _Gather(torch.autograd.Function):
+    """The inverse of _Spread: the rows at distinct places."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.size = len(x)
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (places,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.size, *gradient.shape[1:]).index_copy_(0, places, gradient), None
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
@@ -68,8 +97,9 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
 
 
 @cache
-def _causal_argument() -> dict[str, object]:
+def _causal_argument() -> dict[str, Any]:
     """The causal switch of varlen_attn: a flag up to torch 2.11, a window later."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"window_size": (-1, 0)} if "window_size" in inspect.signature(varlen_attn).parameters else {"is_causal": True}
+    known = inspect.signature(varlen_attn).parameters
+    return {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}

@@ -44,7 +44,8 @@ def restricted_cross_entropy(
         wanted = local_targets(targets[step, column], slot)
         chunk = max(1, CHUNK_LOGITS // slot.width)
         for first in range(0, len(step), chunk):
-            h, y = hidden[step[first : first + chunk]], wanted[first : first + chunk]
+            h = hidden.index_select(0, step[first : first + chunk])
+            y = wanted[first : first + chunk]
             if len(step) > chunk:
                 total = total + checkpoint(_cross_entropy_sum, h, weight, y, slot, use_reentrant=False)
             else:

@@ -42,18 +42,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(c.width, (c.heads + 2 * c.groups) * self.size, bias=False)
         self.out = nn.Linear(c.width, c.width, bias=False)
 
-    def _project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.qkv(x).unflatten(-1, (-1, self.size))
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=-2)
-        return rotate(q, turn), rotate(k, turn), v
+    def _project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotated queries, rotated keys, values of x [T, D], side by side: [T, H + 2 G, d]."""
+        qk, v = self.qkv(x).unflatten(-1, (-1, self.size)).split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        return torch.cat([rotate(qk, turn), v], dim=1)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], packing: Packing) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return self.out(attend(*self._project(x, turn), packing).flatten(-2))
+        return self.out(attend(self._project(x, turn), self.heads, self.kv_heads, packing).flatten(1))
 
     def decode(self, x: Tensor, turn: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, step: int) -> Tensor:
         """One step of b sequences, x [b, D], against the cached steps before it."""
-        q, k, v = self._project(x, turn)
+        q, k, v = self._project(x, turn).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         keys[:, :, step], values[:, :, step] = k, v
         y = F.scaled_dot_product_attention(
             q[:, :, None],
@@ -61,7 +61,7 @@ class Attention(nn.Module):
             values[:, :, : step + 1],
             enable_gqa=self.heads != self.kv_heads,
         )
-        return self.out(y[:, :, 0].flatten(-2))
+        return self.out(y[:, :, 0].flatten(1))
 
 
 class Block(nn.Module):

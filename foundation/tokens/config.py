@@ -14,7 +14,9 @@ class VqVaeConfig(BaseModel):
 
     type: Literal["vqvae"] = "vqvae"
     codebook: int = Field(2048, ge=2)
-    """Number of codes."""
+    """Number of codes of a quantiser."""
+    quantisers: int = Field(1, ge=1)
+    """Codes per point; the second codes what the first leaves over, and so on."""
     latent: int = Field(4, ge=1)
     """Dimension of the quantised vector."""
     width: int = Field(64, ge=8)

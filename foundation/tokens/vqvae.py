@@ -1,7 +1,8 @@
-"""VQ-VAE tokenizer: one code per point for its continuous features, exact codes for its categories.
+"""VQ-VAE tokenizer: one code (or a few, residual ones) per point for its continuous features, exact codes for categories.
 
 After OmniJet-alpha (arXiv:2403.05618): points are embedded, optionally look at the other points of their cloud
-(conditional tokenization), are quantised to the nearest of `codebook` latent vectors, and are decoded likewise.
+(conditional tokenization), are quantised to the nearest of `codebook` latent vectors, and are decoded likewise. With several quantisers, each codes what
+the ones before left over (residual quantisation, arXiv:2107.03312): fine resolution from small codebooks.
 The reconstruction loss counts real points only; nothing is padded outside the attention.
 """
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from vector_quantize_pytorch import VectorQuantize
+from vector_quantize_pytorch import ResidualVQ
 
 from foundation.data.cards import Feature
 from foundation.data.point_clouds import PointClouds
@@ -74,8 +75,9 @@ class VqVae(nn.Module):
         self.enter = nn.Linear(n_features, c.width)
         self.encoder = nn.ModuleList(Block(c.width, c.heads, c.attention) for _ in range(c.encoder_blocks))
         self.to_latent = nn.Sequential(nn.LayerNorm(c.width), nn.Linear(c.width, c.latent))
-        self.quantise = VectorQuantize(
+        self.quantise = ResidualVQ(
             dim=c.latent,
+            num_quantizers=c.quantisers,
             codebook_size=c.codebook,
             decay=0.95,
             kmeans_init=True,
@@ -102,13 +104,26 @@ class VqVae(nn.Module):
         return self.leave(h)
 
     def forward(self, x: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction [N, F], codes [N], commitment loss."""
+        """Reconstruction [N, F], codes [N, quantisers], commitment loss."""
         quantised, codes, commitment = self.quantise(self.latents(x, groups)[None])
         return self.features(quantised[0], groups), codes[0], commitment.sum()
 
+    def codes(self, z: Tensor) -> Tensor:
+        """Nearest codes [N, quantisers] of latent vectors z [N, latent], each of what the ones before left over."""
+        codes, rest = [], z
+        for codebook in self.quantise.codebooks:
+            code = torch.addmm(codebook.square().sum(dim=1), rest, codebook.t(), alpha=-2.0).argmin(dim=1)
+            rest = rest - codebook[code]
+            codes.append(code)
+        return torch.stack(codes, dim=1)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Latent vectors [N, latent] that codes [N, quantisers] stand for."""
+        return sum((book[codes[:, q]] for q, book in enumerate(self.quantise.codebooks)), torch.zeros(1))
+
 
 class VqVaeTokenizer(Tokenizer):
-    """K = 1 + number of categorical features: stream `code` first, then the categories exactly."""
+    """K = quantisers + categorical features: streams `code0`, `code1`, ... first, then the categories exactly."""
 
     kind = "vqvae"
 
@@ -137,7 +152,7 @@ class VqVaeTokenizer(Tokenizer):
     @property
     def streams(self) -> tuple[Stream, ...]:
         return (
-            Stream("code", self.config.codebook),
+            *(Stream(f"code{q}", self.config.codebook) for q in range(self.config.quantisers)),
             *(Stream(f.name, category_size(f)) for f in self.exact),
         )
 
@@ -175,7 +190,7 @@ class VqVaeTokenizer(Tokenizer):
             (error + commitment).backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
-            on_step(step, {"reconstruction": float(error), "codes_in_batch": float(codes.unique().numel())})
+            on_step(step, {"reconstruction": float(error.detach()), "codes_in_batch": float(codes[:, 0].unique().numel())})
         return VqVaeTokenizer(dataset, features, config, net, mean, std)
 
     @torch.no_grad()
@@ -183,12 +198,12 @@ class VqVaeTokenizer(Tokenizer):
         self.require(clouds)
         x = np.stack([transform(f, clouds.feature(f.name)) for f in self.continuous], axis=1)
         x = ((x - self.mean) / self.std).astype(np.float32)
-        codes = np.empty(len(x), np.int64)
+        codes = np.empty((len(x), self.config.quantisers), np.int64)
         for rows, groups in self._passes(clouds.offsets):
             latents = self.net.latents(torch.from_numpy(x[rows]), groups)
-            codes[rows] = self.net.quantise(latents[None])[1][0].numpy()
+            codes[rows] = self.net.codes(latents).numpy()
         exact = [exact_codes(f, clouds.feature(f.name)) for f in self.exact]
-        return np.stack([codes, *exact], axis=1)
+        return np.column_stack([codes, *exact])
 
     @torch.no_grad()
     def decode(
@@ -196,7 +211,7 @@ class VqVaeTokenizer(Tokenizer):
     ) -> NDArray[np.float32]:
         x = np.empty((len(codes), len(self.continuous)), np.float64)
         for rows, groups in self._passes(offsets):
-            latents = self.net.quantise.get_codes_from_indices(torch.from_numpy(codes[rows, 0]))
+            latents = self.net.vectors(torch.from_numpy(codes[rows, : self.config.quantisers]))
             x[rows] = self.net.features(latents, groups).numpy()
         x = x * self.std + self.mean
         columns: dict[str, NDArray] = {
@@ -204,7 +219,7 @@ class VqVaeTokenizer(Tokenizer):
         }
         for k, f in enumerate(self.exact):
             low = f.range[0] if f.kind == "integer" and f.range else 0
-            columns[f.name] = codes[:, 1 + k] + low
+            columns[f.name] = codes[:, self.config.quantisers + k] + low
         return np.stack([columns[f.name] for f in self.features], axis=1).astype(np.float32)
 
     def _passes(self, offsets: NDArray[np.int64]) -> Iterator[tuple[slice, Groups]]:

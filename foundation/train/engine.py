@@ -122,7 +122,7 @@ class Engine:
         from accelerate.state import AcceleratorState, GradientState
 
         self.accelerator.free_memory()
-        AcceleratorState._reset_state()
+        AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 
 

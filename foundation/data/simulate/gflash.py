@@ -262,7 +262,7 @@ def _hits(
     spot_energy = visible.reshape(-1)[slot] / per_layer[slot]
     cell = (slot * geometry.cells + x[inside].astype(np.int64)) * geometry.cells + y[inside].astype(np.int64)
     deposited = np.bincount(cell, spot_energy, n * layers * geometry.cells**2).astype(np.float64)
-    read_out = np.flatnonzero(deposited >= simulator.threshold_mev)
+    read_out = np.flatnonzero((deposited > 0) & (deposited >= simulator.threshold_mev))
     owner, cell = np.divmod(read_out, layers * geometry.cells**2)
     return owner, cell, deposited[read_out]
 
