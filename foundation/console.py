@@ -58,7 +58,8 @@ class Progress:
             self.printed = now
             rate = self.done / max(now - self.started, 1e-9)
             left = (self.total - self.done) / max(rate, 1e-9)
-            say(f"  {self.title}: {self.done}/{self.total} {self.unit} ({rate:.3g}/s, {left:.0f} s left) {note}".rstrip())
+            count = f"{self.done}/{self.total} {self.unit} ({rate:.3g}/s, {left:.0f} s left)"
+            say(f"  {self.title}: {count} {note}".rstrip())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from foundation.data.cards import Condition, DatasetCard, Feature, Geometry, LayerGroup
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import to_offsets
@@ -81,7 +82,12 @@ def toy_showers(n: int, seed: int) -> PointClouds:
     counts = (3 + energy / 4 + rng.integers(0, 3, n)).astype(np.int64)
     total = int(counts.sum())
     points = np.column_stack(
-        [rng.integers(0, 5, total), rng.integers(0, 6, total), rng.integers(0, 6, total), rng.gamma(1.0, 5.0, total) + 0.11]
+        [
+            rng.integers(0, 5, total),
+            rng.integers(0, 6, total),
+            rng.integers(0, 6, total),
+            rng.gamma(1.0, 5.0, total) + 0.11,
+        ]
     ).astype(np.float32)
     order = np.lexsort([-points[:, 3], points[:, 0], np.repeat(np.arange(n), counts)])
     return _clouds(SHOWERS, points[order], counts, np.zeros(n, np.int64), energy[:, None].astype(np.float32))
@@ -111,7 +117,9 @@ class ToyTokens:
 
         self.home = home
         self.clouds = {"toy_jets": toy_jets(260, 1), "toy_showers": toy_showers(170, 2)}
-        config = VqVaeConfig(codebook=32, quantisers=2, width=16, latent=3, attention=False, steps=200, batch_points=512)
+        config = VqVaeConfig(
+            codebook=32, quantisers=2, width=16, latent=3, attention=False, steps=200, batch_points=512
+        )
         self.tokenizers: dict[str, Tokenizer] = {
             "toy_jets": VqVaeTokenizer.fit("toy_jets", JETS.features, self.clouds["toy_jets"], config, 1),
             "toy_showers": PerFeatureTokenizer.fit("toy_showers", SHOWERS.features, self.clouds["toy_showers"], 16),

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluate_samples import JET_CARD, SHOWER_CARD, toy_jets, toy_showers
 
 from foundation.errors import DataError
 from foundation.evaluate.comparison import MINIMUM, Row, compare
+
+from evaluate_samples import JET_CARD, SHOWER_CARD, toy_jets, toy_showers
 
 
 def row(rows: tuple[Row, ...], group: str, observable: str) -> Row:

@@ -6,13 +6,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from evaluate_samples import toy_jets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import to_offsets
 from foundation.evaluate.jets import jet_observables, n_subjettiness
+
+from evaluate_samples import toy_jets
 
 
 def clouds(*jets: list[tuple[float, float, float]]) -> PointClouds:

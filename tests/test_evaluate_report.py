@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluate_samples import JET_CARD, SHOWER_CARD, toy_jets, toy_showers
 
 from foundation.errors import DataError
 from foundation.evaluate.evaluation import ClassifierArm, Evaluation, Sample, evaluate
 from foundation.evaluate.report import RunDescription, Stage, grade
+
+from evaluate_samples import JET_CARD, SHOWER_CARD, toy_jets, toy_showers
 
 RUN = RunDescription(
     title="Jets <&> showers",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from evaluate_samples import SHOWER_CARD, toy_showers
 
 from foundation.data.point_clouds import PointClouds
 from foundation.evaluate.showers import shower_observables, shower_profiles
+
+from evaluate_samples import SHOWER_CARD, toy_showers
 
 GEOMETRY = SHOWER_CARD.geometry
 assert GEOMETRY is not None

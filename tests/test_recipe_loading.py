@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_recipe import TinyRecipe, load
 
 from foundation.errors import RecipeError
 from foundation.recipe.loading import load_recipe
+
+from tiny_recipe import TinyRecipe, load
 
 GOOD = """\
 name: tiny
@@ -86,7 +87,7 @@ MISTAKES = [
     (
         "name: text",
         "name: text\n    limit: aut",
-        "tiny.yaml:6: stages.text.limit: should be a number (got \"aut\") or should be 'auto' (got \"aut\")"
+        'tiny.yaml:6: stages.text.limit: should be a number (got "aut") or should be \'auto\' (got "aut")'
         " - did you mean 'auto'?",
     ),
     (

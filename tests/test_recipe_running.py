@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_recipe import load, run_stage
 
 from foundation.errors import RecipeError
 from foundation.recipe.artifact import finished_artifact, load_artifact, recipe_keys
 from foundation.recipe.running import StageError, run_recipe
+
+from tiny_recipe import load, run_stage
 
 TESTS = Path(__file__).parent
 RECIPE = """\

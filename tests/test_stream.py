@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ToyTokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from foundation.errors import DataError
 from foundation.stream.mixture import MixtureSchedule
 from foundation.stream.packing import pack
 from foundation.stream.reading import ShardedDataset
 from foundation.stream.token_stream import Batch, StreamConfig, TokenStream, one_pass
 from foundation.stream.writing import write_shards
-from hypothesis import given, settings
-from hypothesis import strategies as st
+
+from conftest import ToyTokens
 
 
 def stream(toy: ToyTokens, rows: int = 6, tokens: int = 64, **settings: object) -> TokenStream:

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import JETS, SHOWERS, ToyTokens, toy_jets, toy_showers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from foundation.data.cards import Feature
 from foundation.data.ragged import length_buckets, to_offsets
 from foundation.errors import DataError
@@ -15,8 +17,8 @@ from foundation.tokens.layout import Layout
 from foundation.tokens.per_feature import PerFeatureTokenizer
 from foundation.tokens.tokenizer import Stream, inverse_transform, load_tokenizer, outside_window, transform
 from foundation.tokens.vocabulary import ANY, BOS, EOS, NONE, Vocabulary, condition_bins
-from hypothesis import given, settings
-from hypothesis import strategies as st
+
+from conftest import JETS, SHOWERS, ToyTokens, toy_jets, toy_showers
 
 
 def test_per_feature_keeps_integers_exactly_and_energies_within_their_bin(toy: ToyTokens) -> None:
@@ -61,7 +63,9 @@ def test_conditional_vqvae_does_not_depend_on_the_order_of_points(tmp_path) -> N
     config = VqVaeConfig(codebook=16, width=16, heads=2, latent=3, attention=True, steps=30, batch_points=256)
     clouds = toy_jets(60, 3)
     tokenizer = VqVaeTokenizer.fit("toy_jets", JETS.features, clouds, config, 1)
-    reverse = np.concatenate([np.arange(b - 1, a - 1, -1) for a, b in zip(clouds.offsets[:-1], clouds.offsets[1:], strict=True)])
+    reverse = np.concatenate(
+        [np.arange(b - 1, a - 1, -1) for a, b in zip(clouds.offsets[:-1], clouds.offsets[1:], strict=True)]
+    )
     turned = replace(clouds, points=clouds.points[reverse])
     same = (tokenizer.encode(turned) == tokenizer.encode(clouds)[reverse]).mean()
     assert same > 0.995  # rounding may flip a point that lies on a border
@@ -89,9 +93,7 @@ def test_wrong_features_units_and_values_are_refused(toy: ToyTokens) -> None:
     assert outside_window(replace(clouds, points=points), JETS.features) == {"charge": 1}
 
 
-@given(
-    st.floats(1e-3, 1e3), st.booleans(), st.floats(-5, 5), st.floats(0.1, 10)
-)
+@given(st.floats(1e-3, 1e3), st.booleans(), st.floats(-5, 5), st.floats(0.1, 10))
 def test_transforms_invert(value: float, log: bool, shift: float, scale: float) -> None:
     feature = Feature(name="a", log=log, shift=shift, scale=scale)
     x = np.array([value])

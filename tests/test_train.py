@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ToyTokens
-from distributed import run_distributed
+
 from foundation.errors import TrainingError
 from foundation.model.config import TransformerConfig
 from foundation.model.transformer import Transformer
@@ -22,6 +21,9 @@ from foundation.train.checkpoint import MARKER, committed
 from foundation.train.config import TrainConfig, learning_rate
 from foundation.train.engine import parameter_groups
 from foundation.train.loop import Trained, train
+
+from conftest import ToyTokens
+from distributed import run_distributed
 
 CONFIG = TrainConfig(
     steps=8, row_tokens=64, rows_per_step=4, learning_rate=3e-3, warmup_steps=2, log_every=1, checkpoint_seconds=1e9

@@ -1,9 +1,9 @@
 """The platform's own file of point clouds: ragged HDF5, written whole or not at all.
 
-    points      float32 [N, F]     attribute `features`, `units` on the file (JSON)
-    offsets     int64   [B + 1]
-    labels      int64   [B]
-    conditions  float32 [B, C]     attribute `condition_names`, `condition_units`
+points      float32 [N, F]     attribute `features`, `units` on the file (JSON)
+offsets     int64   [B + 1]
+labels      int64   [B]
+conditions  float32 [B, C]     attribute `condition_names`, `condition_units`
 """
 
 from __future__ import annotations

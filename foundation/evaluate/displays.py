@@ -76,9 +76,7 @@ def _image_grid(
         return finish(figure, name, caption, folder, pdf, wide=columns > 2)
 
 
-def shower_picture(
-    comparison: Comparison, folder: Path | None = None, pdf: bool = False, pairs: int = 3
-) -> Picture:
+def shower_picture(comparison: Comparison, folder: Path | None = None, pdf: bool = False, pairs: int = 3) -> Picture:
     """A few truth showers from low to high energy, each above the generated shower of the nearest incident energy."""
     from matplotlib.colors import LogNorm
 

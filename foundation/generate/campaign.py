@@ -75,9 +75,7 @@ def generate(
 
 def _uniform(seed: int, offsets: NDArray[np.int64], streams: int) -> NDArray[np.float64]:
     """Random numbers for the values inside bins, [N, K], from (seed, object) alone."""
-    parts = [
-        np.random.default_rng([seed, i, 1]).random((int(n), streams)) for i, n in enumerate(np.diff(offsets))
-    ]
+    parts = [np.random.default_rng([seed, i, 1]).random((int(n), streams)) for i, n in enumerate(np.diff(offsets))]
     return np.concatenate(parts) if parts else np.zeros((0, streams))
 
 

@@ -86,7 +86,9 @@ class _Delayed:
     def _uniform(self, step: int, rows: Tensor) -> Tensor:
         """Random numbers [b, K] of body step `step` for the objects `rows`, drawn 32 steps at a time."""
         while step >= self.uniform.shape[1]:
-            more = np.stack([r.random((32, self.streams)) for r in self.random]) if self.random else np.zeros((0, 32, 1))
+            more = (
+                np.stack([r.random((32, self.streams)) for r in self.random]) if self.random else np.zeros((0, 32, 1))
+            )
             self.uniform = torch.cat([self.uniform, torch.from_numpy(more)], dim=1)
         return self.uniform[rows.cpu(), step].to(self.device)
 
@@ -116,7 +118,9 @@ class _Delayed:
                 wanted = self._wanted(counts[rows], point)
                 if not wanted.any():
                     continue
-                drawn = draw(slot_logits(hidden[wanted], self.model.output_weight, slot), uniform[wanted, stream], self.config)
+                drawn = draw(
+                    slot_logits(hidden[wanted], self.model.output_weight, slot), uniform[wanted, stream], self.config
+                )
                 if stream == 0:
                     ended = drawn == slot.size
                     over = ~ended & (point >= cap)
@@ -188,7 +192,7 @@ class _Interleaved(_Delayed):
 
 
 def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """One id per row by the inverse of the cumulative distribution; logits [b, n], uniform [b] in [0, 1) -> int64 [b]."""
+    """One id per row, int64 [b], by the inverse cumulative distribution; logits [b, n], uniform [b] in [0, 1)."""
     p = torch.softmax(logits.double() / config.temperature, dim=-1)
     if config.top_p < 1.0:
         ordered, order = p.sort(dim=-1, descending=True)

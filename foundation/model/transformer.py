@@ -7,6 +7,8 @@ D width, H heads, G key/value heads, d = D / H.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,19 +44,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(c.width, (c.heads + 2 * c.groups) * self.size, bias=False)
         self.out = nn.Linear(c.width, c.width, bias=False)
 
-    def _project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        """Rotated queries, rotated keys, values of x [T, D], side by side: [T, H + 2 G, d]."""
+    def _project(self, x: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated queries and keys [T, H + G, d], and values [T, G, d], of x [T, D]."""
         qk, v = self.qkv(x).unflatten(-1, (-1, self.size)).split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-        return torch.cat([rotate(qk, turn), v], dim=1)
+        return rotate(qk, turn), v
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor, packing: Packing) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return self.out(attend(self._project(x, turn), self.heads, self.kv_heads, packing).flatten(1))
+        return self.out(attend(*self._project(x, turn), self.heads, packing).flatten(1))
 
-    def decode(self, x: Tensor, turn: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, step: int) -> Tensor:
+    def decode(self, x: Tensor, turn: Tensor, keys: Tensor, values: Tensor, step: int) -> Tensor:
         """One step of b sequences, x [b, D], against the cached steps before it."""
-        q, k, v = self._project(x, turn).split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        keys[:, :, step], values[:, :, step] = k, v
+        qk, v = self._project(x, turn)
+        q, keys[:, :, step], values[:, :, step] = qk[:, : self.heads], qk[:, self.heads :], v
         y = F.scaled_dot_product_attention(
             q[:, :, None],
             keys[:, :, : step + 1],
@@ -79,12 +81,12 @@ class Block(nn.Module):
         gate, up = self.gate_up(self.norm_mlp(x)).chunk(2, dim=-1)
         return self.dropout(self.down(F.silu(gate) * up))
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, turn: Tensor, packing: Packing) -> Tensor:
         """x [T, D] -> [T, D]."""
         x = x + self.dropout(self.attention(self.norm_attention(x), turn, packing))
         return x + self._mlp(x)
 
-    def decode(self, x: Tensor, turn: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, step: int) -> Tensor:
+    def decode(self, x: Tensor, turn: Tensor, keys: Tensor, values: Tensor, step: int) -> Tensor:
         """x [b, D] -> [b, D]."""
         x = x + self.attention.decode(self.norm_attention(x), turn, keys, values, step)
         return x + self._mlp(x)
@@ -113,9 +115,12 @@ class Transformer(nn.Module):
         if self.output is not None:
             nn.init.normal_(self.output, std=0.02)
         # each block adds to the residual stream: keep its size independent of the depth
-        for block in self.blocks:
+        for block in self._blocks():
             for last in (block.attention.out, block.down):
                 nn.init.normal_(last.weight, std=(last.in_features * 2 * self.config.layers) ** -0.5)
+
+    def _blocks(self) -> Iterator[Block]:
+        return (block for block in self.blocks if isinstance(block, Block))
 
     @property
     def output_weight(self) -> Tensor:
@@ -134,24 +139,23 @@ class Transformer(nn.Module):
         """One more step of b sequences that are equally far: ids [b, S] at position `step` -> hidden states [b, D]."""
         turn = rotation(torch.tensor([step], device=ids.device), self.config)
         x = self.embedding(ids).sum(dim=1)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self._blocks()):
             x = block.decode(x, turn, cache.keys[layer], cache.values[layer], step)
         return self.norm(x)
 
 
-def rotation(positions: Tensor, config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, 1, d/2] of rotary positions (arXiv:2104.09864)."""
+def rotation(positions: Tensor, config: TransformerConfig) -> Tensor:
+    """Complex phases [T, 1, d/2] of rotary positions (arXiv:2104.09864)."""
     half = config.head_width // 2
     frequency = config.rope_base ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / half)
     angle = positions[:, None].float() * frequency
-    return angle.cos()[:, None], angle.sin()[:, None]
+    return torch.polar(torch.ones_like(angle), angle)[:, None]
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs (i, i + d/2) of x [T, heads, d]."""
-    cos, sin = (t.to(x.dtype) for t in turn)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotate the pairs (2i, 2i + 1) of x [T, heads, d], each as one complex number."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -65,9 +65,7 @@ def find_recipe(name: str | Path) -> Path:
     raise RecipeError(f"no recipe '{name}'{did_you_mean(str(name), known)}; a file is given by its path, x.yaml")
 
 
-def load_recipe(
-    name: str | Path, overrides: Sequence[str] = (), model: type[BaseModel] | None = None
-) -> LoadedRecipe:
+def load_recipe(name: str | Path, overrides: Sequence[str] = (), model: type[BaseModel] | None = None) -> LoadedRecipe:
     """Read, merge, override and validate a recipe; a RecipeError lists everything that is wrong with it, by line.
 
     `model` is the pydantic model of a recipe; by default that of the platform.

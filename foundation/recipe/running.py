@@ -57,6 +57,8 @@ class Tracker(Protocol):
 
     def log_artifact(self, path: Path) -> None: ...
 
+    def log_dataset(self, name: str, digest: str, context: str) -> None: ...
+
 
 class StageTracker:
     """Opens the tracking run of a stage when it first logs something: a stage that logs nothing never loads MLflow."""

@@ -11,6 +11,11 @@ from foundation.tokens.config import PerFeatureConfig, VqVaeConfig
 from foundation.train.config import TrainConfig
 
 
+TRAIN_EXECUTION_ONLY = frozenset(
+    f"train.{key}" for key in ("checkpoint_seconds", "keep_checkpoints", "log_every", "validate_every")
+)
+
+
 class Section(BaseModel):
     """Part of a recipe: every key is known, nothing changes after loading."""
 
@@ -131,6 +136,9 @@ class Pretrain(StageSpec):
     def needs_all_ranks(self) -> bool:
         return True
 
+    def execution_only(self) -> frozenset[str]:
+        return TRAIN_EXECUTION_ONLY
+
     def references(self) -> dict[str, str]:
         return {"data": self.data}
 
@@ -154,6 +162,9 @@ class Finetune(StageSpec):
     @property
     def needs_all_ranks(self) -> bool:
         return True
+
+    def execution_only(self) -> frozenset[str]:
+        return TRAIN_EXECUTION_ONLY
 
     def references(self) -> dict[str, str]:
         return {"from": self.source, "data": self.data}
@@ -213,7 +224,8 @@ class RegisteredModel(Section):
     source: str = Field(alias="from")
     """A pretrain or finetune stage."""
     name: str
-    aliases: tuple[str, ...] = ("latest",)
+    aliases: tuple[str, ...] = ("candidate",)
+    """Names of this version, beside its number; `latest` always is the newest."""
 
 
 class Register(StageSpec):

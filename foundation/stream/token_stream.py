@@ -97,7 +97,7 @@ class TokenStream:
         per_step = self.config.rows_per_step
         if per_step % (world * accumulation):
             raise DataError(
-                f"rows_per_step {per_step} cannot be divided over {world} ranks with {accumulation} micro-batches each: "
+                f"rows_per_step {per_step} cannot be divided over {world} ranks of {accumulation} micro-batches: "
                 f"choose a multiple of {world * accumulation}"
             )
         mine = [step * per_step + r for r in range(rank, per_step, world)]

@@ -1,4 +1,4 @@
-"""What every task gives the trainer: a module of backbone and head whose forward is a loss, and how many targets it sums."""
+"""What every task gives the trainer: backbone and head in one module, whose forward is a loss over counted targets."""
 
 from __future__ import annotations
 

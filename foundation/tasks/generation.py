@@ -25,9 +25,7 @@ class Generation(Task):
 
     def forward(self, batch: TensorBatch) -> Tensor:
         hidden = self.backbone(batch.ids, batch.positions, batch.packing)
-        return restricted_cross_entropy(
-            hidden, self.backbone.output_weight, batch.targets, batch.slots, self.slots
-        )
+        return restricted_cross_entropy(hidden, self.backbone.output_weight, batch.targets, batch.slots, self.slots)
 
     @staticmethod
     def count(batch: Batch) -> int:

@@ -7,8 +7,8 @@ A sequence is a table of steps with S columns. The prefix uses column 0 only. In
     delayed      S = K; stream k of point j stands in column k of body step j + k; eos in column 0 of step n
     interleaved  S = 1; stream k of point j stands in body step j K + k; eos in step n K
 
-Every predicted place has a *slot*: the range of ids that is legal there (with eos where a sequence may end). Training and
-sampling take the softmax over the slot's ids alone, so an invalid sequence cannot be made.
+Every predicted place has a *slot*: the range of ids that is legal there (with eos where a sequence may end). Training
+and sampling take the softmax over the slot's ids alone, so an invalid sequence cannot be made.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ class Layout:
         """All steps of clouds with `counts` points."""
         return self.prefix_length(tag) + self.body_lengths(tag, counts)
 
-    def prefix(
-        self, tag: str, labels: NDArray[np.int64], conditions: NDArray[np.floating]
-    ) -> NDArray[np.int64]:
+    def prefix(self, tag: str, labels: NDArray[np.int64], conditions: NDArray[np.floating]) -> NDArray[np.int64]:
         """Ids int64 [B, P] of the prefix; label -1 and a NaN condition become `any`."""
         entry, ranges = self.vocabulary.dataset(tag), self.vocabulary.ranges
         columns = [np.full(len(labels), BOS), np.full(len(labels), ranges[f"tag.{tag}"].start)]

@@ -78,7 +78,7 @@ class PerFeatureTokenizer(Tokenizer):
     def decode(
         self, codes: NDArray[np.int64], offsets: NDArray[np.int64], uniform: NDArray[np.float64]
     ) -> NDArray[np.float32]:
-        columns = []
+        columns: list[NDArray] = []
         for k, feature in enumerate(self.features):
             if feature.kind == "continuous":
                 x = _inside_bin(self.knots[feature.name], codes[:, k], uniform[:, k])

@@ -1,8 +1,9 @@
-"""VQ-VAE tokenizer: one code (or a few, residual ones) per point for its continuous features, exact codes for categories.
+"""VQ-VAE tokenizer: a code (or a few residual ones) per point for its continuous features, exact codes for categories.
 
 After OmniJet-alpha (arXiv:2403.05618): points are embedded, optionally look at the other points of their cloud
-(conditional tokenization), are quantised to the nearest of `codebook` latent vectors, and are decoded likewise. With several quantisers, each codes what
-the ones before left over (residual quantisation, arXiv:2107.03312): fine resolution from small codebooks.
+(conditional tokenization), are quantised to the nearest of `codebook` latent vectors, and are decoded likewise. With
+several quantisers, each codes what the ones before left over (residual quantisation, arXiv:2107.03312): fine resolution
+from small codebooks.
 The reconstruction loss counts real points only; nothing is padded outside the attention.
 """
 
@@ -190,7 +191,9 @@ class VqVaeTokenizer(Tokenizer):
             (error + commitment).backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
-            on_step(step, {"reconstruction": float(error.detach()), "codes_in_batch": float(codes[:, 0].unique().numel())})
+            on_step(
+                step, {"reconstruction": float(error.detach()), "codes_in_batch": float(codes[:, 0].unique().numel())}
+            )
         return VqVaeTokenizer(dataset, features, config, net, mean, std)
 
     @torch.no_grad()
@@ -214,9 +217,7 @@ class VqVaeTokenizer(Tokenizer):
             latents = self.net.vectors(torch.from_numpy(codes[rows, : self.config.quantisers]))
             x[rows] = self.net.features(latents, groups).numpy()
         x = x * self.std + self.mean
-        columns: dict[str, NDArray] = {
-            f.name: inverse_transform(f, x[:, i]) for i, f in enumerate(self.continuous)
-        }
+        columns: dict[str, NDArray] = {f.name: inverse_transform(f, x[:, i]) for i, f in enumerate(self.continuous)}
         for k, f in enumerate(self.exact):
             low = f.range[0] if f.kind == "integer" and f.range else 0
             columns[f.name] = codes[:, self.config.quantisers + k] + low

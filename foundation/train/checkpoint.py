@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from foundation.errors import TrainingError
 from foundation.train.engine import Engine
@@ -40,7 +41,7 @@ def committed(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("step_*") if (p / MARKER).is_file())
 
 
-def resume(root: Path, engine: Engine) -> dict[str, object] | None:
+def resume(root: Path, engine: Engine) -> dict[str, Any] | None:
     """Load the newest complete checkpoint into the engine and return its facts, or None when there is none."""
     found = committed(root)
     engine.wait()

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -206,7 +207,7 @@ class DeepSpeedEngine(Engine):
         return self.accelerator.get_state_dict(self.model)
 
 
-def _plugin(config: TrainConfig):  # noqa: ANN202
+def _plugin(config: TrainConfig) -> Any:
     """DeepSpeed settings from the recipe alone: launch files hold only the topology."""
     from accelerate.utils import DeepSpeedPlugin
 

@@ -87,9 +87,7 @@ def train(
             progress.advance(1, f"loss {result.loss:.3f}")
             if engine.all_agree(time.monotonic() - saved > config.checkpoint_seconds) and step + 1 < config.steps:
                 lines.flush()
-                save_checkpoint(
-                    folder / "checkpoints", engine, step + 1, {"tokens": tokens}, config.keep_checkpoints
-                )
+                save_checkpoint(folder / "checkpoints", engine, step + 1, {"tokens": tokens}, config.keep_checkpoints)
                 saved = time.monotonic()
     seconds = time.monotonic() - started
     validation = _validated(validate, task, engine)
@@ -126,7 +124,8 @@ class _MetricLines:
     """`metrics.jsonl` of a stage, written by rank 0. After a resume, lines of steps that are trained again go."""
 
     def __init__(self, path: Path, first: int) -> None:
-        self.path, self.new = path, []
+        self.path = path
+        self.new: list[str] = []
         if not is_main_process():
             return
         # a kill may have left the last line without its end

@@ -48,7 +48,9 @@ def card_of(artifact: Artifact) -> DatasetCard:
     """The card, as it was used, of a simulate or import stage."""
     path = artifact.folder / "card.json"
     if not path.is_file():
-        raise RecipeError(f"stage '{artifact.name}' ({artifact.kind}) holds no dataset: name a simulate or import stage")
+        raise RecipeError(
+            f"stage '{artifact.name}' ({artifact.kind}) holds no dataset: name a simulate or import stage"
+        )
     return DatasetCard.model_validate_json(path.read_text())
 
 

@@ -16,7 +16,7 @@ from foundation.generate.sampler import SamplingConfig
 from foundation.model.weights import ModelFolder, load_backbone
 from foundation.recipe.running import StageContext
 from foundation.recipe.schema import Generate, Sample
-from foundation.recipe.stages.datasets import card_of, read_split
+from foundation.recipe.stages.datasets import read_split
 from foundation.tokens.tokenizer import load_tokenizer
 
 
@@ -73,7 +73,9 @@ def _requests(
         for label in wanted:
             own = truth.conditions[truth.labels == label]
             if len(own) == 0:
-                raise RecipeError(f"the test split of '{card.tag}' has no objects of class {label} to take conditions of")
+                raise RecipeError(
+                    f"the test split of '{card.tag}' has no objects of class {label} to take conditions of"
+                )
             # each truth object once before any is taken again, so that the generated spectrum is the truth's
             chosen = rng.permutation(np.arange(sample.objects) % len(own))
             conditions[labels == label] = own[chosen]

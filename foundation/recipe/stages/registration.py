@@ -20,7 +20,9 @@ def register(spec: Register, context: StageContext) -> dict[str, Any]:
         artifact = context.artifact(wanted.source)
         folder = artifact.folder / "model"
         if not folder.is_dir():
-            raise RecipeError(f"stage '{artifact.name}' ({artifact.kind}) leaves no model: name a pretrain or finetune stage")
+            raise RecipeError(
+                f"stage '{artifact.name}' ({artifact.kind}) leaves no model: name a pretrain or finetune stage"
+            )
         parent = _parent(artifact, uris, context)
         registered = register_model(
             folder,

@@ -92,12 +92,12 @@ def tokenize(spec: Tokenize, context: StageContext) -> dict[str, Any]:
     vocabulary = Vocabulary.build([(card, fitted.streams, digest) for _, card, _, fitted, digest in parts])
     vocabulary.save(context.folder / "vocabulary.json")
     tokens: dict[str, dict[str, int]] = {}
-    for source, card, made, fitted, digest in parts:
+    for source, card, _, fitted, digest in parts:
         home = context.folder / card.tag
         shutil.rmtree(home, ignore_errors=True)  # shards without a manifest, of a killed run
         fitted.save(home / "tokenizer")
         (home / "card.json").write_text(card.model_dump_json(indent=1))
-        identity = {"card": card.name, "vocabulary": vocabulary.digest, "tokenizer": digest}
+        identity: dict[str, object] = {"card": card.name, "vocabulary": vocabulary.digest, "tokenizer": digest}
         tokens[card.tag] = {}
         for split in sorted(p.name for p in source.folder.iterdir() if p.is_dir()):
             clouds = read_split(source, split)

@@ -1,4 +1,4 @@
-"""Stages that train: pretrain, finetune. They leave `model/`, `metrics.jsonl` and, for classifiers, `test_scores.npz`."""
+"""Stages that train: pretrain, finetune. They leave `model/`, `metrics.jsonl` and `test_scores.npz` of a classifier."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
     stream = TokenStream([labelled], [1.0], layout, _stream(settings, context.seed))
 
     def validate(task: Task, device: torch.device) -> dict[str, float]:
-        labels, scores = class_scores(task, split["validation"], layout, device, settings, settings.validation_sequences)
+        labels, scores = class_scores(
+            task, split["validation"], layout, device, settings, settings.validation_sequences
+        )
         return {"validation_accuracy": float((scores.argmax(axis=1) == labels).mean())}
 
-    trained = train(
-        task, stream, settings, context.folder, context.tracker, context.seed, spec.name, validate
-    )
+    trained = train(task, stream, settings, context.folder, context.tracker, context.seed, spec.name, validate)
     # the trained weights live in the task on every rank that holds them; scoring is rank 0's
     facts: dict[str, Any] = {"labels": len(labelled), "start": spec.start, "classes": list(entry.classes)}
     if context.is_main:
@@ -166,5 +166,5 @@ def _summary(task: Task, trained: Trained, facts: dict[str, Any]) -> dict[str, A
         **trained.summary,
         "validation": trained.validation,
         **facts,
-        "line": f"{count_parameters(task):,} parameters, {trained.summary['tokens']:,} steps of sequences; {validation}",
+        "line": f"{count_parameters(task):,} parameters, {trained.summary['tokens']:,} tokens; {validation}",
     }
