@@ -10,7 +10,6 @@ from foundation.model.config import TransformerConfig
 from foundation.tokens.config import PerFeatureConfig, VqVaeConfig
 from foundation.train.config import TrainConfig
 
-
 TRAIN_EXECUTION_ONLY = frozenset(
     f"train.{key}" for key in ("checkpoint_seconds", "keep_checkpoints", "log_every", "validate_every")
 )

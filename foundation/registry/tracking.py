@@ -334,6 +334,15 @@ def open_tracker(
     return Tracker(run_folder, recipe_name, stage_name, tags or {}, Store.of(run_folder.absolute().parent))
 
 
+def run_of_stage(run_folder: Path, stage_name: str) -> str | None:
+    """The MLflow run of a stage that was tracked, or None."""
+    try:
+        known = json.loads((run_folder / RUNS_FILE).read_text(encoding="utf-8"))
+        return known[Store.of(run_folder.absolute().parent).public_uri]["stages"].get(stage_name)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in params.items():
         if isinstance(value, Mapping) and value:

@@ -10,6 +10,7 @@ from foundation.recipe.artifact import Artifact
 from foundation.recipe.running import StageContext
 from foundation.recipe.schema import Register
 from foundation.registry.models import register_model
+from foundation.registry.tracking import run_of_stage
 
 
 def register(spec: Register, context: StageContext) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def register(spec: Register, context: StageContext) -> dict[str, Any]:
             folder,
             wanted.name,
             run_folder=context.run_folder,
-            run_id=context.tracker.run_id,
+            run_id=run_of_stage(context.run_folder, artifact.name),
             tags=_tags(artifact, context),
             metrics=_scores(artifact, scores),
             aliases=wanted.aliases,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from typing import Any
 
@@ -115,7 +116,8 @@ def tokenize(spec: Tokenize, context: StageContext) -> dict[str, Any]:
                 seed=context.seed,
             )
             tokens[card.tag][split] = int(clouds.offsets[-1])
-            context.tracker.log_dataset(f"{card.tag}.{split}", vocabulary.digest[:12], split)
+            manifest = (home / split / "manifest.json").read_bytes()
+            context.tracker.log_dataset(f"{card.tag}.{split}", hashlib.sha256(manifest).hexdigest()[:32], split)
         save_json(home / "longest.json", int(read_split(source, "train").counts.max()))
     return {
         "vocabulary": vocabulary.digest,

@@ -80,11 +80,12 @@ def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
         return {"validation_accuracy": float((scores.argmax(axis=1) == labels).mean())}
 
     trained = train(task, stream, settings, context.folder, context.tracker, context.seed, spec.name, validate)
-    # the trained weights live in the task on every rank that holds them; scoring is rank 0's
     facts: dict[str, Any] = {"labels": len(labelled), "start": spec.start, "classes": list(entry.classes)}
     if context.is_main:
-        task.load_state_dict(trained.weights)
-        labels, scores = class_scores(task, split["test"], layout, torch.device("cpu"), settings, None)
+        # a fresh module: under ZeRO-3 the trained one holds only this rank's part of the weights
+        scorer = Classification(Transformer(model.transformer, model.vocabulary.size), len(entry.classes))
+        scorer.load_state_dict(trained.weights)
+        labels, scores = class_scores(scorer, split["test"], layout, torch.device("cpu"), settings, None)
         np.savez(context.folder / "test_scores.npz", labels=labels, scores=scores)
         facts["test_accuracy"] = float((scores.argmax(axis=1) == labels).mean())
         about = ModelFolder(
