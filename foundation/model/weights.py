@@ -49,6 +49,8 @@ def save_model(folder: Path, state: dict[str, Tensor], model: ModelFolder) -> No
     (folder / "model.json").write_text(json.dumps(head, indent=1))
     part = folder / "model.safetensors.part"
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
+    # safetensors writes for the owner alone; colleagues may read what the folder lets them
+    part.chmod((folder / "model.json").stat().st_mode)
     os.replace(part, folder / "model.safetensors")
 
 

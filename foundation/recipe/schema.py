@@ -56,7 +56,7 @@ class Simulate(StageSpec):
     """Dataset card: a name that ships with the platform, or a YAML file relative to the recipe."""
     objects: dict[str, int]
     """Objects per split, for example {train: 20000, validation: 1000, test: 4000}, divided evenly over the classes."""
-    simulator: dict[str, bool | int | float | str] = {}
+    simulator: dict[str, bool | int | float | str | list[float]] = {}
     """Simulator settings that differ from the card's."""
     shard_size: int = Field(500, ge=1)
     """Objects per file; each file has its own seed."""
@@ -147,7 +147,7 @@ class Finetune(StageSpec):
 
     kind: Literal["finetune"]
     source: str = Field(alias="from")
-    """The pretrain stage: its weights, or with `start: scratch` only its architecture."""
+    """A stage or a registered model (models:/name@alias): its weights, or its architecture only (`start: scratch`)."""
     data: str
     """The tokenize stage."""
     dataset: str
@@ -190,7 +190,7 @@ class Generate(StageSpec):
 
     kind: Literal["generate"]
     source: str = Field(alias="from")
-    """The pretrain stage."""
+    """The pretrain stage, or a registered model (models:/name@alias)."""
     samples: tuple[Sample, ...] = Field(min_length=1)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)

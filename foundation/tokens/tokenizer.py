@@ -80,6 +80,8 @@ class Tokenizer(ABC):
             folder / "tokenizer.safetensors",
         )
         (folder / "tokenizer.json").write_text(json.dumps(head, indent=1, sort_keys=True))
+        # safetensors writes for the owner alone; colleagues may read what the folder lets them
+        (folder / "tokenizer.safetensors").chmod((folder / "tokenizer.json").stat().st_mode)
 
     def require(self, clouds: PointClouds) -> None:
         """Refuse point clouds whose features or units are not the ones this tokenizer was fitted on."""

@@ -23,9 +23,10 @@ from foundation.train.config import TrainConfig
 
 @dataclass(frozen=True)
 class StepResult:
-    """Loss per target over all ranks, gradient norm before clipping, and whether the update was skipped."""
+    """Of all ranks: loss per target, tokens, gradient norm before clipping; and whether the update was skipped."""
 
     loss: float
+    tokens: int
     gradient_norm: float
     skipped: bool
 
@@ -68,6 +69,8 @@ class Engine:
         from accelerate import Accelerator
 
         self.config = config
+        # one process under a launch file for DeepSpeed: accelerate would make its own plugin, which needs transformers
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
         self.accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
         self.rank, self.world = 0, 1
         self.task: Task = task
@@ -91,7 +94,7 @@ class Engine:
         skipped = not (math.isfinite(norm) and math.isfinite(total))
         if not skipped:
             self.optimizer.step()
-        return StepResult(total, norm, skipped)
+        return StepResult(total, _tokens(micro_batches), norm, skipped)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Sum of `values` over all ranks."""
@@ -164,7 +167,8 @@ class DeepSpeedEngine(Engine):
             group["lr"] = group["peak"] * fraction
 
     def step(self, micro_batches: list[TensorBatch], targets: int) -> StepResult:
-        everywhere = float(self.sum_over_ranks(torch.tensor([float(targets)], device=self.device)))
+        counts = torch.tensor([targets, _tokens(micro_batches)], dtype=torch.float64, device=self.device)
+        everywhere, tokens = self.sum_over_ranks(counts).tolist()
         # DeepSpeed averages over ranks and micro-batches; the factors turn that into the sum over all targets
         scale = self.world * len(micro_batches) / everywhere
         total = torch.zeros(1, device=self.device)
@@ -181,7 +185,7 @@ class DeepSpeedEngine(Engine):
         skipped = self.model.skipped_steps > skipped_before or not (math.isfinite(mean) and math.isfinite(norm))
         if skipped and self.model.skipped_steps == skipped_before:
             raise TrainingError("the loss is not finite and this ZeRO stage updates all the same: use zero_stage 1-3")
-        return StepResult(mean, norm, skipped)
+        return StepResult(mean, int(tokens), norm, skipped)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         torch.distributed.all_reduce(values)
@@ -205,6 +209,10 @@ class DeepSpeedEngine(Engine):
 
     def weights(self) -> dict[str, Tensor]:
         return self.accelerator.get_state_dict(self.model)
+
+
+def _tokens(micro_batches: list[TensorBatch]) -> int:
+    return sum(len(batch.ids) for batch in micro_batches)
 
 
 def _plugin(config: TrainConfig) -> Any:

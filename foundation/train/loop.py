@@ -68,7 +68,7 @@ def train(
             engine.set_learning_rate(learning_rate(step, config))
             task.train()
             result = engine.step([to_device(b, engine.device) for b in batches], sum(map(task.count, batches)))
-            tokens += sum(len(b.ids) for b in batches) * engine.world
+            tokens += result.tokens
             skipped += result.skipped
             skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
             if result.skipped:

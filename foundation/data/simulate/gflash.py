@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammainc
 
+from foundation.data.by_card import clouds_of_card
 from foundation.data.cards import DatasetCard, Geometry, GFlashShowers
 from foundation.data.point_clouds import PointClouds
-from foundation.data.simulate.clouds import clouds_of_card
 from foundation.errors import DataError, did_you_mean
 
 Floats = NDArray[np.float64]

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foundation.data.by_card import clouds_of_card
 from foundation.data.cards import DatasetCard, PythiaJets
 from foundation.data.point_clouds import PointClouds
-from foundation.data.simulate.clouds import clouds_of_card
 from foundation.data.simulate.detector import (
     IDENTITIES,
     DetectorObjects,

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from foundation.console import Progress, say
+from foundation.data.by_card import clouds_of_card
 from foundation.data.cards import DatasetCard, load_card
 from foundation.data.files import read_many, read_point_clouds, write_point_clouds
 from foundation.data.point_clouds import PointClouds
@@ -104,30 +105,26 @@ def _matches(base: Path, pattern: str) -> list[Path]:
 
 
 def _as_card_says(clouds: PointClouds, card: DatasetCard, path: Path) -> PointClouds:
-    """The clouds with the card's features in the card's order; refuse other units, classes or conditions."""
+    """The clouds with the card's features and order of points; refuse other units, classes or conditions."""
     for name, unit in zip(card.feature_names, card.feature_units, strict=True):
-        if name not in clouds.features:
-            raise DataError(f"{path}: no feature '{name}'{did_you_mean(name, clouds.features)}")
-        found = clouds.units[clouds.features.index(name)]
-        if found != unit:
+        if name in clouds.features and (found := clouds.units[clouds.features.index(name)]) != unit:
             raise DataError(f"{path}: feature '{name}' is in {found}, but the card says {unit}")
     if len(clouds) and clouds.labels.max() >= len(card.classes):
         raise DataError(f"{path}: label {clouds.labels.max()} is not one of the card's {len(card.classes)} classes")
-    names = tuple(c.name for c in card.conditions)
+    columns = {name: clouds.feature(name) for name in clouds.features}
+    conditions = {name: clouds.condition(name) for name in clouds.condition_names}
+    try:
+        ordered = clouds_of_card(card, columns, clouds.owners, clouds.labels, conditions)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    same = np.stack([columns[name] for name in card.feature_names], axis=1) == ordered.points
+    moved = len(np.unique(clouds.owners[~same.all(axis=1)]))
+    if moved:
+        say(f"  {path.name}: the points of {moved} objects were put into the card's order ({', '.join(card.order)})")
     empty = int((clouds.counts == 0).sum())
     if empty:
         say(f"  {path.name}: {empty} objects have no points; they are kept")
-    return PointClouds(
-        points=np.stack([clouds.feature(n) for n in card.feature_names], axis=1),
-        offsets=clouds.offsets,
-        features=card.feature_names,
-        units=card.feature_units,
-        labels=clouds.labels,
-        conditions=np.stack([clouds.condition(n) for n in names], axis=1) if names else clouds.conditions[:, :0],
-        condition_names=names,
-        condition_units=tuple(c.unit for c in card.conditions),
-        tag=card.tag,
-    )
+    return ordered
 
 
 def save_json(path: Path, data: object) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from foundation.model.weights import ModelFolder, load_backbone
 from foundation.recipe.running import StageContext
 from foundation.recipe.schema import Generate, Sample
 from foundation.recipe.stages.datasets import read_split
+from foundation.recipe.stages.models import model_folder
 from foundation.tokens.tokenizer import load_tokenizer
 
 
@@ -24,7 +27,7 @@ def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
     """Generate every sample of the recipe into `TAG.h5`."""
     import torch
 
-    home = context.artifact(spec.source).folder / "model"
+    home = model_folder(spec.source, context)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone, model = load_backbone(home, device)
     reports: dict[str, dict[str, int]] = {}
@@ -48,7 +51,12 @@ def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
             config=config,
             batch=spec.batch,
         )
-        provenance = {"generated_by": context.artifact(spec.source).key, "seed": context.seed, **made.report}
+        provenance = {
+            "generated_by": spec.source,
+            "weights": _sha256(home / "model.safetensors"),
+            "seed": context.seed,
+            **made.report,
+        }
         write_point_clouds(context.folder / f"{tag}.h5", made.clouds, provenance)
         reports[tag] = made.report
     return {
@@ -56,6 +64,11 @@ def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
         "reports": reports,
         "line": "; ".join(f"{tag}: " + _words(report) for tag, report in reports.items()),
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _requests(

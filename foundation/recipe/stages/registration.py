@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from foundation.console import say
-from foundation.errors import RecipeError
 from foundation.recipe.artifact import Artifact
 from foundation.recipe.running import StageContext
 from foundation.recipe.schema import Register
+from foundation.recipe.stages.models import model_folder
 from foundation.registry.models import register_model
 from foundation.registry.tracking import run_of_stage
 
@@ -19,11 +19,7 @@ def register(spec: Register, context: StageContext) -> dict[str, Any]:
     uris: dict[str, str] = {}
     for wanted in spec.models:
         artifact = context.artifact(wanted.source)
-        folder = artifact.folder / "model"
-        if not folder.is_dir():
-            raise RecipeError(
-                f"stage '{artifact.name}' ({artifact.kind}) leaves no model: name a pretrain or finetune stage"
-            )
+        folder = model_folder(wanted.source, context)
         parent = _parent(artifact, uris, context)
         registered = register_model(
             folder,
@@ -45,7 +41,7 @@ def _parent(artifact: Artifact, uris: dict[str, str], context: StageContext) -> 
     if artifact.kind != "finetune" or artifact.spec["start"] == "scratch":
         return None
     source = artifact.spec["from"]
-    return uris.get(source) or context.artifact(source).key
+    return source if source.startswith("models:/") else uris.get(source) or context.artifact(source).key
 
 
 def _tags(artifact: Artifact, context: StageContext) -> dict[str, str]:

@@ -17,6 +17,7 @@ from foundation.model.weights import ModelFolder, load_backbone, save_model
 from foundation.recipe.artifact import Artifact
 from foundation.recipe.running import StageContext
 from foundation.recipe.schema import Finetune, Pretrain
+from foundation.recipe.stages.models import model_folder
 from foundation.stream.reading import ShardedDataset
 from foundation.stream.token_stream import StreamConfig, TokenStream, one_pass
 from foundation.tasks.base import Task, to_device
@@ -58,8 +59,8 @@ def pretrain(spec: Pretrain, context: StageContext) -> dict[str, Any]:
 
 def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
     """Train a classifier and score the test split."""
-    tokens, parent = context.artifact(spec.data), context.artifact(spec.source)
-    backbone, model = load_backbone(parent.folder / "model")
+    tokens = context.artifact(spec.data)
+    backbone, model = load_backbone(model_folder(spec.source, context))
     entry = model.vocabulary.dataset(spec.dataset)
     if len(entry.classes) < 2:
         raise RecipeError(f"dataset '{spec.dataset}' has {len(entry.classes)} class(es): nothing to classify")

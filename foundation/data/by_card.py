@@ -1,4 +1,4 @@
-"""From the flat columns of a simulator to the point clouds that a dataset card describes."""
+"""From flat columns, of a simulator or a file, to the point clouds that a dataset card describes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def clouds_of_card(
 ) -> PointClouds:
     """Point clouds with the card's features, conditions and order.
 
-    columns:    one array [N] per feature that the simulator knows; owners: cloud of each point, [N]
-    labels:     [B]; conditions: one array [B] per condition that the simulator knows
+    columns:    one array [N] per feature that there is; owners: cloud of each point, [N]
+    labels:     [B]; conditions: one array [B] per condition that there is
 
-    Raises DataError when the card asks for a feature or a condition that the simulator does not make.
+    Raises DataError when the card asks for a feature or a condition that is not there.
     """
     names = tuple(condition.name for condition in card.conditions)
     points = _stacked(card, "feature", columns, card.feature_names, len(owners)).astype(np.float32)
@@ -54,5 +54,7 @@ def _stacked(
 ) -> NDArray[np.float64]:
     for name in names:
         if name not in columns:
-            raise DataError(f"card '{card.name}': its simulator makes no {what} '{name}'{did_you_mean(name, columns)}")
+            raise DataError(
+                f"card '{card.name}' asks for {what} '{name}', which is not there{did_you_mean(name, columns)}"
+            )
     return np.stack([columns[name] for name in names], axis=1) if names else np.zeros((rows, 0))
