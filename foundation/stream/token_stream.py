@@ -53,7 +53,9 @@ class StreamConfig:
     rows_per_step: int
     seed: int
     class_dropout: float = 0.0
-    """Fraction of sequences whose class (and each condition) is shown as `any`; redrawn every epoch."""
+    """Fraction of sequences whose class is shown as `any`; redrawn every epoch."""
+    condition_dropout: float = 0.0
+    """The same for each condition."""
 
 
 class TokenStream:
@@ -137,13 +139,14 @@ class TokenStream:
         lengths = self._input_lengths(source, np.diff(block.offsets))
         rows = [shuffle[row] for row in pack(lengths[shuffle], self.config.row_tokens)]
         rows = [rows[r] for r in rng.permutation(len(rows))]
-        hide = rng.random((len(block), 1 + block.conditions.shape[1])) < self.config.class_dropout
+        hide_class = rng.random(len(block)) < self.config.class_dropout
+        hide_condition = rng.random(block.conditions.shape) < self.config.condition_dropout
         sequences = self.layout.sequences(
             source.tag,
             block.codes,
             block.offsets,
-            np.where(hide[:, 0], -1, block.labels),
-            np.where(hide[:, 1:], np.nan, block.conditions),
+            np.where(hide_class, -1, block.labels),
+            np.where(hide_condition, np.nan, block.conditions),
         )
         self._cache[key] = sequences, block, rows
         if len(self._cache) > CACHED_BLOCKS:

@@ -33,7 +33,9 @@ class TrainConfig(BaseModel):
     clip: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     class_dropout: float = Field(0.3, ge=0, le=1)
-    """Fraction of sequences whose class and conditions are shown as `any`."""
+    """Fraction of sequences whose class is shown as `any`, so that one model generates with and without a class."""
+    condition_dropout: float = Field(0.1, ge=0, le=1)
+    """The same for each condition, such as the incident energy."""
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage; used with more than one process."""

@@ -145,7 +145,7 @@ def _per_target_loss(
 
 
 def _stream(config: TrainConfig, seed: int) -> StreamConfig:
-    return StreamConfig(config.row_tokens, config.rows_per_step, seed, config.class_dropout)
+    return StreamConfig(config.row_tokens, config.rows_per_step, seed, config.class_dropout, config.condition_dropout)
 
 
 def _leave_model(folder: Path, trained: Trained, model: ModelFolder, tokens: Artifact, tags: list[str]) -> None:
