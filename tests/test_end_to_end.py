@@ -110,6 +110,20 @@ def test_a_killed_run_continues_to_the_same_losses(finished: tuple[Path, str], t
 
 
 @pytest.mark.slow
+def test_a_registered_model_is_fine_tuned_by_its_name(finished: tuple[Path, str], tmp_path: Path) -> None:
+    runs = tmp_path / "moved"
+    shutil.copytree(finished[0], runs)
+    by_name = ["--set", "tagger.from=models:/tiny-backbone@candidate", "--only", "tagger"]
+    output = foundation(runs, "run", str(RECIPE), *by_name).stdout
+    assert "test accuracy" in output
+    assert losses(runs / "tiny" / "tagger") == losses(finished[0] / "tiny" / "tagger")
+    unknown = foundation(
+        runs, "run", str(RECIPE), "--set", "tagger.from=models:/tiny-backbon", "--only", "tagger", check=False
+    )
+    assert unknown.returncode == 2 and "tiny-backbone" in unknown.stderr and "Traceback" not in unknown.stderr
+
+
+@pytest.mark.slow
 def test_accelerate_launch_with_deepspeed_on_two_processes_gives_the_same_loss(
     finished: tuple[Path, str], tmp_path: Path
 ) -> None:

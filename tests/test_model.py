@@ -14,6 +14,7 @@ from foundation.generate.campaign import generate, merge_hits
 from foundation.generate.sampler import SamplingConfig, draw, sample
 from foundation.model.attention import Packing, attend
 from foundation.model.config import TransformerConfig
+from foundation.model.embedding import start_from
 from foundation.model.loss import restricted_cross_entropy, slot_logits
 from foundation.model.transformer import Cache, Transformer, count_parameters
 from foundation.model.weights import ModelFolder, load_backbone, read_model, save_model
@@ -269,3 +270,17 @@ def test_impossible_architectures_are_refused() -> None:
 
 def test_cards_of_the_toys_are_cards() -> None:
     assert JETS.domain == "jet" and SHOWERS.geometry is not None and SHOWERS.geometry.n_layers == 5
+
+
+def test_embeddings_that_start_from_a_codebook_keep_its_neighbourhoods(toy: ToyTokens) -> None:
+    m = model(toy, CONFIG.model_copy(update={"width": 64, "tied": False}))
+    vectors = torch.linspace(-1, 1, 32)[:, None].repeat(1, 2)
+    ids = toy.vocabulary.ranges["toy_jets.code0"]
+    before = m.embedding.weight.clone()
+    start_from(m, range(ids.start, ids.start + ids.size), vectors, torch.Generator().manual_seed(1))
+    own = m.embedding.weight[ids.start : ids.start + ids.size]
+    distance = torch.cdist(own, own)
+    assert (distance[10, 11] < distance[10, 14] < distance[10, 25]) and own.std().item() == pytest.approx(0.15, rel=0.2)
+    assert torch.equal(own, m.output[ids.start : ids.start + ids.size])
+    assert torch.equal(before[: ids.start], m.embedding.weight[: ids.start])
+    assert torch.equal(before[ids.start + ids.size :], m.embedding.weight[ids.start + ids.size :])

@@ -129,6 +129,15 @@ def test_class_dropout_hides_the_class_but_not_the_label(toy: ToyTokens) -> None
     assert np.array_equal(hidden.labels, shown.labels)
 
 
+def test_condition_dropout_hides_the_incident_energy_alone(toy: ToyTokens) -> None:
+    hidden = stream(toy, condition_dropout=1.0).batches(0)[0]
+    showers = hidden.offsets[:-1][hidden.dataset == 1]
+    any_id = 3
+    assert (
+        len(showers) and (hidden.ids[showers + 3, 0] == any_id).all() and (hidden.ids[showers + 2, 0] != any_id).all()
+    )
+
+
 def test_one_pass_sees_everything_once_within_the_limit(toy: ToyTokens) -> None:
     data = ShardedDataset(toy.home / "toy_showers", toy.vocabulary.digest)
     whole = list(one_pass(data, toy.layout(), 100, hide_class=False))

@@ -17,6 +17,7 @@ from foundation.stream.token_stream import StreamConfig, TokenStream
 from foundation.tasks.base import Task
 from foundation.tasks.classification import Classification
 from foundation.tasks.generation import Generation
+from foundation.train import engine
 from foundation.train.checkpoint import MARKER, committed
 from foundation.train.config import TrainConfig, learning_rate
 from foundation.train.engine import parameter_groups
@@ -135,6 +136,26 @@ def test_two_ranks_with_deepspeed_train_like_one_process(toy: ToyTokens, tmp_pat
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     weights = torch.load(tmp_path / "two.pt", weights_only=True)
     assert all(torch.allclose(weights[k], v, atol=2e-4) for k, v in one.weights.items())
+
+
+def test_zero_3_with_every_weight_spread_over_the_ranks(toy: ToyTokens, tmp_path: Path) -> None:
+    """By default DeepSpeed keeps small weights whole, which would hide a weight that is used while it is not gathered."""
+    config = CONFIG.model_copy(update={"steps": 3, "zero_stage": 3})
+    run_without_dropout(toy, tmp_path / "one", config)
+
+    def two() -> None:
+        plugin = engine._plugin
+
+        def spread(settings: TrainConfig) -> object:
+            made = plugin(settings)
+            made.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+            return made
+
+        engine._plugin = spread
+        run_without_dropout(toy, tmp_path / "two", config)
+
+    run_distributed(two, 2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
 def test_two_ranks_resume_exactly(toy: ToyTokens, tmp_path: Path) -> None:

@@ -58,6 +58,10 @@ class Tokenizer(ABC):
         an object does not depend on what it is decoded together with.
         """
 
+    def code_vectors(self) -> dict[str, NDArray[np.float32]]:
+        """Stream name -> vectors [size, dim] of its codes, near where codes mean alike; only streams that have such."""
+        return {}
+
     @abstractmethod
     def state(self) -> tuple[dict[str, object], dict[str, NDArray]]:
         """Settings (JSON) and arrays (safetensors) from which `from_state` builds an equal tokenizer."""

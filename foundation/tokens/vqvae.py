@@ -223,6 +223,10 @@ class VqVaeTokenizer(Tokenizer):
             columns[f.name] = codes[:, self.config.quantisers + k] + low
         return np.stack([columns[f.name] for f in self.features], axis=1).astype(np.float32)
 
+    def code_vectors(self) -> dict[str, NDArray[np.float32]]:
+        books = self.net.quantise.codebooks.detach().numpy()
+        return {f"code{q}": books[q] for q in range(self.config.quantisers)}
+
     def _passes(self, offsets: NDArray[np.int64]) -> Iterator[tuple[slice, Groups]]:
         """Rows and attention groups of a few hundred clouds at a time, so that memory does not grow with the file."""
         for first in range(0, len(offsets) - 1, CLOUDS_PER_PASS):

@@ -12,6 +12,8 @@ import torch
 
 from foundation.data.cards import DatasetCard
 from foundation.errors import DataError, RecipeError, did_you_mean
+from foundation.model.config import TransformerConfig
+from foundation.model.embedding import start_from
 from foundation.model.transformer import Transformer, count_parameters
 from foundation.model.weights import ModelFolder, load_backbone, save_model
 from foundation.recipe.artifact import Artifact
@@ -24,6 +26,7 @@ from foundation.tasks.base import Task, to_device
 from foundation.tasks.classification import Classification
 from foundation.tasks.generation import Generation
 from foundation.tokens.layout import Layout
+from foundation.tokens.tokenizer import load_tokenizer
 from foundation.tokens.vocabulary import Vocabulary
 from foundation.train.config import TrainConfig
 from foundation.train.loop import Trained, train
@@ -38,8 +41,7 @@ def pretrain(spec: Pretrain, context: StageContext) -> dict[str, Any]:
         vocabulary.dataset(tag)
     datasets = [open_split(tokens, tag, "train", vocabulary) for tag in spec.mixture]
     held_out = {tag: open_split(tokens, tag, "validation", vocabulary) for tag in spec.mixture}
-    torch.manual_seed(context.seed)
-    task = Generation(Transformer(spec.model, vocabulary.size), layout)
+    task = Generation(new_backbone(spec.model, vocabulary, tokens, context.seed), layout)
     stream = TokenStream(datasets, list(spec.mixture.values()), layout, _stream(spec.train, context.seed))
     trained = train(
         task,
@@ -64,9 +66,9 @@ def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
     entry = model.vocabulary.dataset(spec.dataset)
     if len(entry.classes) < 2:
         raise RecipeError(f"dataset '{spec.dataset}' has {len(entry.classes)} class(es): nothing to classify")
-    torch.manual_seed(context.seed)
     if spec.start == "scratch":
-        backbone = Transformer(model.transformer, model.vocabulary.size)
+        backbone = new_backbone(model.transformer, model.vocabulary, tokens, context.seed)
+    torch.manual_seed(context.seed)
     layout = model.layout
     settings = spec.train.model_copy(update={"class_dropout": 1.0})  # the answer must not be in the sequence
     task = Classification(backbone, len(entry.classes))
@@ -97,6 +99,18 @@ def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
     summary = _summary(task, trained, facts | {"datasets": [spec.dataset], "vocabulary": model.vocabulary.digest})
     summary["line"] = f"{spec.start}, {len(labelled)} labels: test accuracy {facts.get('test_accuracy', 0):.4f}"
     return summary
+
+
+def new_backbone(config: TransformerConfig, vocabulary: Vocabulary, tokens: Artifact, seed: int) -> Transformer:
+    """An untrained backbone; codes that have vectors in their tokenizer start from these."""
+    torch.manual_seed(seed)
+    backbone = Transformer(config, vocabulary.size)
+    generator = torch.Generator().manual_seed(seed)
+    for tag in vocabulary.datasets:
+        for stream, vectors in load_tokenizer(tokens.folder / tag / "tokenizer").code_vectors().items():
+            ids = vocabulary.ranges[f"{tag}.{stream}"]
+            start_from(backbone, range(ids.start, ids.start + ids.size), torch.from_numpy(vectors), generator)
+    return backbone
 
 
 def open_split(
