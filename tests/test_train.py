@@ -59,14 +59,14 @@ class StopAt(Recorder):
             raise Stopped
 
 
-def run(toy: ToyTokens, folder: Path, logger: Recorder, config: TrainConfig = CONFIG) -> Trained:
+def run(toy: ToyTokens, folder: Path, logger: Recorder, config: TrainConfig = CONFIG, dropout: float = 0.1) -> Trained:
     """Train the same small generator on the toy mixture."""
     folder.mkdir(parents=True, exist_ok=True)
     data = [ShardedDataset(toy.home / tag, toy.vocabulary.digest) for tag in toy.clouds]
     layout = toy.layout()
     stream = TokenStream(data, [0.5, 0.5], layout, StreamConfig(config.row_tokens, config.rows_per_step, 1, 0.3))
     torch.manual_seed(0)
-    model = TransformerConfig(width=32, layers=1, heads=2, dropout=0.1)
+    model = TransformerConfig(width=32, layers=1, heads=2, dropout=dropout)
     task = Generation(Transformer(model, toy.vocabulary.size), layout)
     return train(task, stream, config, folder, logger, 1, "toy", lambda task, device: {})
 
@@ -113,13 +113,7 @@ def test_accumulation_gives_the_loss_and_weights_of_one_batch(toy: ToyTokens, tm
 
 def run_without_dropout(toy: ToyTokens, folder: Path, config: TrainConfig) -> Trained:
     """As `run`, without dropout, whose random numbers depend on how rows are split."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = [ShardedDataset(toy.home / tag, toy.vocabulary.digest) for tag in toy.clouds]
-    layout = toy.layout()
-    stream = TokenStream(data, [0.5, 0.5], layout, StreamConfig(config.row_tokens, config.rows_per_step, 1, 0.3))
-    torch.manual_seed(0)
-    task = Generation(Transformer(TransformerConfig(width=32, layers=1, heads=2), toy.vocabulary.size), layout)
-    return train(task, stream, config, folder, Recorder(), 1, "toy", lambda task, device: {})
+    return run(toy, folder, Recorder(), config, dropout=0.0)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -139,7 +133,7 @@ def test_two_ranks_with_deepspeed_train_like_one_process(toy: ToyTokens, tmp_pat
 
 
 def test_zero_3_with_every_weight_spread_over_the_ranks(toy: ToyTokens, tmp_path: Path) -> None:
-    """By default DeepSpeed keeps small weights whole, which would hide a weight that is used while it is not gathered."""
+    """By default DeepSpeed keeps small weights whole, which would hide one that is used while it is not gathered."""
     config = CONFIG.model_copy(update={"steps": 3, "zero_stage": 3})
     run_without_dropout(toy, tmp_path / "one", config)
 

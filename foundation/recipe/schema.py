@@ -10,11 +10,6 @@ from foundation.model.config import TransformerConfig
 from foundation.tokens.config import PerFeatureConfig, VqVaeConfig
 from foundation.train.config import TrainConfig
 
-TRAIN_EXECUTION_ONLY = frozenset(
-    f"train.{key}" for key in ("checkpoint_seconds", "keep_checkpoints", "log_every", "validate_every")
-)
-
-
 class Section(BaseModel):
     """Part of a recipe: every key is known, nothing changes after loading."""
 
@@ -120,7 +115,22 @@ class Tokenize(StageSpec):
         return found
 
 
-class Pretrain(StageSpec):
+class TrainingStage(StageSpec):
+    """What the stages that train share: all processes work together, and some settings do not change the result."""
+
+    train: TrainConfig = TrainConfig()
+
+    @property
+    def needs_all_ranks(self) -> bool:
+        return True
+
+    def execution_only(self) -> frozenset[str]:
+        return frozenset(
+            f"train.{key}" for key in ("checkpoint_seconds", "keep_checkpoints", "log_every", "validate_every")
+        )
+
+
+class Pretrain(TrainingStage):
     """Train one transformer on a mixture of datasets to predict the next step."""
 
     kind: Literal["pretrain"]
@@ -129,20 +139,12 @@ class Pretrain(StageSpec):
     mixture: dict[str, float] = Field(min_length=1)
     """Weight of each dataset, by tag; weights mean tokens."""
     model: TransformerConfig = TransformerConfig()
-    train: TrainConfig = TrainConfig()
-
-    @property
-    def needs_all_ranks(self) -> bool:
-        return True
-
-    def execution_only(self) -> frozenset[str]:
-        return TRAIN_EXECUTION_ONLY
 
     def references(self) -> dict[str, str]:
         return {"data": self.data}
 
 
-class Finetune(StageSpec):
+class Finetune(TrainingStage):
     """Train a model for a task on labelled objects, from a pre-trained backbone or from scratch."""
 
     kind: Literal["finetune"]
@@ -156,14 +158,6 @@ class Finetune(StageSpec):
     start: Literal["pretrained", "scratch"] = "pretrained"
     labels: int | None = Field(None, ge=1)
     """Labelled objects to train on; all when not given."""
-    train: TrainConfig = TrainConfig()
-
-    @property
-    def needs_all_ranks(self) -> bool:
-        return True
-
-    def execution_only(self) -> frozenset[str]:
-        return TRAIN_EXECUTION_ONLY
 
     def references(self) -> dict[str, str]:
         return {"from": self.source, "data": self.data}
