@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes on two cores must not fight
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # so it is in a background job of a shell; the programs that the tests interrupt would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
 

@@ -209,7 +209,7 @@ def test_shower_columns() -> None:
     energies = clouds.condition("incident_energy")
     assert energies.min() >= 5 and energies.max() <= 50 and not clouds.labels.any()
     for points in clouds:
-        assert np.array_equal(points, points[np.lexsort((-points[:, 3], points[:, 0]))])
+        assert np.array_equal(points, points[np.lexsort((points[:, 2], points[:, 1], points[:, 0]))])
         assert len(np.unique(points[:, :3], axis=0)) == len(points)
         assert points[:, :3].min() >= 0 and points[:, :3].max() <= 11
 

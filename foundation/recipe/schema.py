@@ -10,6 +10,7 @@ from foundation.model.config import TransformerConfig
 from foundation.tokens.config import PerFeatureConfig, VqVaeConfig
 from foundation.train.config import TrainConfig
 
+
 class Section(BaseModel):
     """Part of a recipe: every key is known, nothing changes after loading."""
 
