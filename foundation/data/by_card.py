@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from foundation.data.cards import DatasetCard
 from foundation.data.point_clouds import PointClouds
+from foundation.data.ragged import to_offsets
 from foundation.errors import DataError, did_you_mean
 
 
@@ -38,7 +39,7 @@ def clouds_of_card(
     counts = np.bincount(owners, minlength=len(labels))
     return PointClouds(
         points=points[order],
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets=to_offsets(counts),
         features=card.feature_names,
         units=card.feature_units,
         labels=labels.astype(np.int64),

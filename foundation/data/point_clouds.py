@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from foundation.data.ragged import rows_of, to_offsets
 from foundation.errors import DataError, did_you_mean
 
 
@@ -76,9 +77,7 @@ class PointClouds:
     def select(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> PointClouds:
         """The clouds at `index` (integers in any order, a mask, or a slice), as new PointClouds."""
         chosen = np.arange(len(self))[index]
-        counts = self.counts[chosen]
-        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        rows = np.repeat(self.offsets[chosen] - offsets[:-1], counts) + np.arange(offsets[-1])
+        rows, offsets = rows_of(self.offsets, chosen)
         return replace(
             self,
             points=self.points[rows],
@@ -108,7 +107,7 @@ class PointClouds:
         return replace(
             first,
             points=np.concatenate([p.points for p in parts]),
-            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            offsets=to_offsets(counts),
             labels=np.concatenate([p.labels for p in parts]),
             conditions=np.concatenate([p.conditions for p in parts]),
         )

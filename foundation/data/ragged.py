@@ -54,3 +54,9 @@ def ragged_arange(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 def to_offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Offsets [B + 1] of consecutive pieces with these lengths [B]."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def rows_of(offsets: NDArray[np.int64], chosen: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the flat array that belong to the chosen pieces, in their order, and the pieces' new offsets."""
+    counts = np.diff(offsets)[chosen]
+    return np.repeat(offsets[chosen], counts) + ragged_arange(counts), to_offsets(counts)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.data.ragged import ragged_arange
+from foundation.data.ragged import rows_of
 from foundation.errors import DataError
 
 FORMAT = "foundation/shards/1"
@@ -69,13 +69,12 @@ def write_shards(
     with webdataset.ShardWriter(pattern, maxcount=10**9, maxsize=shard_bytes, mtime=0, post=finish, verbose=0) as sink:
         for number, first in enumerate(range(0, len(order), block_sequences)):
             chosen = order[first : first + block_sequences]
-            counts = np.diff(offsets)[chosen]
-            rows = np.repeat(offsets[chosen], counts) + ragged_arange(counts)
+            rows, block_offsets = rows_of(offsets, chosen)
             sink.write(
                 {
                     "__key__": f"{number:08d}",
                     "codes.npy": codes[rows].astype(dtype),
-                    "offsets.npy": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+                    "offsets.npy": block_offsets,
                     "labels.npy": labels[chosen].astype(np.int64),
                     "conditions.npy": conditions[chosen].astype(np.float32),
                 }

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.data.ragged import ragged_arange, to_offsets
-from foundation.errors import DataError, did_you_mean
+from foundation.errors import DataError
 from foundation.tokens.vocabulary import ANY, BOS, EOS, NONE, DatasetEntry, Vocabulary, condition_bins
 
 Mode = Literal["delayed", "interleaved"]
@@ -129,13 +129,6 @@ class Layout:
         ids[end, 0] = EOS
         slots[end, 0] = self.first_slot[tag]
         return Sequences(ids, slots, seq)
-
-    def class_index(self, tag: str, name: str) -> int:
-        """Index of a class by its name."""
-        classes = self.vocabulary.dataset(tag).classes
-        if name not in classes:
-            raise DataError(f"dataset '{tag}' has no class '{name}'{did_you_mean(name, classes)}")
-        return classes.index(name)
 
     def entry(self, tag: str) -> DatasetEntry:
         """The vocabulary's entry of a dataset."""

@@ -20,7 +20,7 @@ from vector_quantize_pytorch import ResidualVQ
 
 from foundation.data.cards import Feature
 from foundation.data.point_clouds import PointClouds
-from foundation.data.ragged import length_buckets, ragged_arange, to_offsets
+from foundation.data.ragged import length_buckets, rows_of
 from foundation.errors import DataError
 from foundation.tokens.config import VqVaeConfig
 from foundation.tokens.tokenizer import (
@@ -183,7 +183,7 @@ class VqVaeTokenizer(Tokenizer):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _one_cycle(step, config.steps)
             batch = rng.integers(0, len(clouds), per_batch)
-            rows, offsets = _rows(clouds.offsets, batch)
+            rows, offsets = rows_of(clouds.offsets, batch)
             inputs = torch.from_numpy(x[rows])
             reconstructed, codes, commitment = net(inputs, _groups(offsets))
             error = F.mse_loss(reconstructed, inputs)
@@ -252,12 +252,6 @@ def _one_cycle(step: int, steps: int) -> float:
     """Fraction of the peak learning rate: short linear rise, then a cosine to a hundredth."""
     rise = min(1.0, (step + 1) / max(1, steps // 20))
     return rise * (0.01 + 0.99 * 0.5 * (1.0 + float(np.cos(np.pi * step / steps))))
-
-
-def _rows(offsets: NDArray[np.int64], clouds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the chosen clouds' points, and their offsets in the batch."""
-    counts = np.diff(offsets)[clouds]
-    return np.repeat(offsets[clouds], counts) + ragged_arange(counts), to_offsets(counts)
 
 
 def _groups(offsets: NDArray[np.int64]) -> Groups:

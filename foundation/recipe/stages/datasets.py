@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,8 +124,3 @@ def _as_card_says(clouds: PointClouds, card: DatasetCard, path: Path) -> PointCl
     if empty:
         say(f"  {path.name}: {empty} objects have no points; they are kept")
     return ordered
-
-
-def save_json(path: Path, data: object) -> None:
-    """Write JSON for people and later stages."""
-    path.write_text(json.dumps(data, indent=1))

@@ -10,12 +10,11 @@ import numpy as np
 
 from foundation.console import Progress, say
 from foundation.data.point_clouds import PointClouds
-from foundation.data.ragged import to_offsets
-from foundation.errors import RecipeError
+from foundation.errors import DataError, RecipeError, did_you_mean
 from foundation.recipe.running import StageContext
 from foundation.recipe.schema import FitTokenizer, Tokenize
-from foundation.recipe.stages.datasets import card_of, read_split, save_json
-from foundation.stream.writing import write_shards
+from foundation.recipe.stages.datasets import card_of, read_split
+from foundation.stream.writing import write_json, write_shards
 from foundation.tokens.config import VqVaeConfig
 from foundation.tokens.per_feature import PerFeatureTokenizer
 from foundation.tokens.tokenizer import Tokenizer, load_tokenizer, outside_window, tokenizer_digest
@@ -99,7 +98,7 @@ def tokenize(spec: Tokenize, context: StageContext) -> dict[str, Any]:
         fitted.save(home / "tokenizer")
         (home / "card.json").write_text(card.model_dump_json(indent=1))
         identity: dict[str, object] = {"card": card.name, "vocabulary": vocabulary.digest, "tokenizer": digest}
-        tokens[card.tag] = {}
+        tokens[card.tag], longest = {}, {}
         for split in sorted(p.name for p in source.folder.iterdir() if p.is_dir()):
             clouds = read_split(source, split)
             _report_outside(clouds, card.features, f"{card.name} {split}")
@@ -115,10 +114,12 @@ def tokenize(spec: Tokenize, context: StageContext) -> dict[str, Any]:
                 identity=identity,
                 seed=context.seed,
             )
-            tokens[card.tag][split] = int(clouds.offsets[-1])
+            tokens[card.tag][split], longest[split] = int(clouds.offsets[-1]), int(clouds.counts.max())
             manifest = (home / split / "manifest.json").read_bytes()
             context.tracker.log_dataset(f"{card.tag}.{split}", hashlib.sha256(manifest).hexdigest()[:32], split)
-        save_json(home / "longest.json", int(read_split(source, "train").counts.max()))
+        if "train" not in longest:
+            raise DataError(f"stage '{source.name}' has no split 'train'{did_you_mean('train', longest)}")
+        write_json(home / "longest.json", longest["train"])
     return {
         "vocabulary": vocabulary.digest,
         "vocabulary_size": vocabulary.size,
@@ -137,9 +138,7 @@ def _encode(fitted: Tokenizer, clouds: PointClouds, title: str) -> np.ndarray:
             part = clouds.select(slice(first, first + ENCODE_AT_ONCE))
             parts.append(fitted.encode(part))
             progress.advance(len(part))
-    codes = np.concatenate(parts)
-    assert to_offsets(clouds.counts)[-1] == len(codes)
-    return codes
+    return np.concatenate(parts)
 
 
 def _report_outside(clouds: PointClouds, features: tuple, name: str) -> None:
