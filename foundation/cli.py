@@ -1,4 +1,4 @@
-"""The command line: `foundation run | validate | show | list | schema`. Everything heavy is imported by the command."""
+"""The command line: `foundation run | validate | show | list | data | schema`. Commands import what is heavy."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import foundation
 from foundation.console import is_main_process, say
+from foundation.data_cli import add_data_commands, dataset_rows
 from foundation.errors import FoundationError
 
 OK, BUG, MISTAKE, INTERRUPTED, TERMINATED, CLOSED_PIPE = 0, 1, 2, 130, 143, 141
@@ -34,6 +35,7 @@ examples:
   foundation run my.yaml --set pretrain.steps=500 --until pretrain
   foundation validate my.yaml                   all mistakes at once, with file and line
   foundation show my.yaml                       every setting, and which stage uses which
+  foundation data --help                        read, check, plot, import and write files of datasets
   accelerate launch --num_processes 8 -m foundation run my.yaml
 
 exit codes:
@@ -141,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("what", choices=["recipes", "datasets", "models"])
     listing.set_defaults(command=_list)
 
+    add_data_commands(commands)
+
     schema = commands.add_parser("schema", help="print the JSON schema of a recipe, for completion in an editor")
     schema.set_defaults(command=_schema)
     return parser
@@ -219,7 +223,7 @@ def stage_tree(stages: Sequence[tuple[str, str, Sequence[str]]]) -> list[str]:
 
 
 def _list(options: argparse.Namespace) -> int:
-    rows = {"recipes": _recipe_rows, "datasets": _dataset_rows, "models": _model_rows}[options.what]()
+    rows = {"recipes": _recipe_rows, "datasets": dataset_rows, "models": _model_rows}[options.what]()
     for line in _columns(rows) or [f"no {options.what} yet"]:
         say(line)
     return OK
@@ -241,13 +245,6 @@ def _first_words(path: Path) -> str:
     comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
     words = described or next((line for line in comments if line and not line.startswith("yaml-language-server")), "")
     return " ".join(words.split()).partition(". ")[0].rstrip(".")
-
-
-def _dataset_rows() -> list[tuple[str, ...]]:
-    from foundation.data.cards import card_paths, load_card
-
-    cards = {name: load_card(name) for name in card_paths()}
-    return [(name, card.domain, card.title) for name, card in cards.items()]
 
 
 def _model_rows() -> list[tuple[str, ...]]:

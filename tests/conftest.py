@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foundation.data.cards import Condition, DatasetCard, Feature, Geometry, LayerGroup
+from foundation.data.cards import Condition, DatasetCard, Feature
+from foundation.data.geometry import CartesianGeometry, LayerGroup
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import to_offsets
 from foundation.stream.writing import write_shards
@@ -55,7 +56,7 @@ SHOWERS = DatasetCard(
     order=("layer", "-energy"),
     classes=("photon",),
     conditions=(Condition(name="incident_energy", unit="GeV", range=(5.0, 50.0), bins=8, scale="log"),),
-    geometry=Geometry(
+    geometry=CartesianGeometry(
         cells=6,
         cell_mm=10.0,
         layers=(LayerGroup(repeat=5, absorber="W", absorber_mm=5.0, active="Si", active_mm=0.5),),

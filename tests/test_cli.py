@@ -69,7 +69,7 @@ from foundation.cli import main
 assert main(["validate", {str(recipe)!r}]) == 0
 assert main(["show", {str(recipe)!r}]) == 0
 assert main(["list", "datasets"]) == 0
-print(sorted({{"torch", "mlflow", "numpy", "h5py", "matplotlib", "scipy"}} & sys.modules.keys()))
+print(sorted({{"torch", "mlflow", "h5py", "uproot", "dask", "matplotlib", "scipy"}} & sys.modules.keys()))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)

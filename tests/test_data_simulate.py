@@ -19,9 +19,7 @@ from foundation.data.cards import DatasetCard, load_card
 from foundation.data.files import read_point_clouds
 from foundation.data.point_clouds import PointClouds
 from foundation.data.simulate.campaign import campaign_jobs, derived_seed, run_campaign, run_job
-from foundation.data.simulate.detector import ECAL, HCAL, IDENTITIES, Particles, Towers, detect, perfect_detector
 from foundation.data.simulate.gflash import medium_of, showers_and_provenance, simulate_showers
-from foundation.data.simulate.pythia_jets import simulate_jets
 from foundation.errors import DataError
 
 
@@ -33,129 +31,6 @@ def with_simulator(card: DatasetCard, **changes: object) -> DatasetCard:
 def fast_jets() -> DatasetCard:
     """The shipped card without multiparton interactions: several times faster."""
     return with_simulator(load_card("pythia_jets"), mpi=False)
-
-
-@pytest.fixture(scope="module")
-def jets() -> dict[str, PointClouds]:
-    return {name: simulate_jets(fast_jets(), name, 60, seed=11) for name in ("qg", "top")}
-
-
-def beam(pdg: int, pt: float, n: int, eta: float = 0.2) -> Particles:
-    """n particles of one kind, one per event, spread over phi."""
-    massless = np.full(n, pt * np.cosh(eta))
-    phi = np.linspace(-3, 3, n)
-    return Particles(np.arange(n), np.full(n, pdg), np.full(n, pt), np.full(n, eta), phi, massless)
-
-
-def jet_momenta(clouds: PointClouds) -> dict[str, np.ndarray]:
-    pt, eta, phi = (clouds.feature(name).astype(float) for name in ("pt", "eta_rel", "phi_rel"))
-    parts = {"px": pt * np.cos(phi), "py": pt * np.sin(phi), "pz": pt * np.sinh(eta), "e": pt * np.cosh(eta)}
-    return {name: np.bincount(clouds.owners, value, len(clouds)) for name, value in parts.items()}
-
-
-def masses(clouds: PointClouds) -> np.ndarray:
-    p = jet_momenta(clouds)
-    return np.sqrt(np.maximum(p["e"] ** 2 - p["px"] ** 2 - p["py"] ** 2 - p["pz"] ** 2, 0))
-
-
-# detector
-
-
-def test_track_efficiency_charge_and_identity() -> None:
-    rng = np.random.default_rng(1)
-    for pdg, efficiency, identity, charge in ((211, 0.95, 0, 1), (-211, 0.95, 0, -1), (13, 0.99, 2, -1)):
-        seen = detect(beam(pdg, 30.0, 4000), rng)
-        tracks = seen.charge != 0
-        assert np.mean(tracks) * len(tracks) / 4000 == pytest.approx(efficiency, abs=0.015)
-        assert set(seen.identity[tracks]) == {identity} and set(seen.charge[tracks]) == {charge}
-        assert seen.pt[tracks].mean() == pytest.approx(30.0, rel=0.03)
-
-
-@pytest.mark.parametrize(("pdg", "name"), [(22, "photon"), (130, "neutral_hadron"), (2112, "neutral_hadron")])
-def test_neutral_particles_become_towers_of_their_energy(pdg: int, name: str) -> None:
-    seen = detect(beam(pdg, 80.0, 2000), np.random.default_rng(2))
-    assert set(seen.identity) == {IDENTITIES.index(name)} and not seen.charge.any()
-    assert len(seen.pt) > 1990
-    assert (seen.pt * np.cosh(seen.eta)).mean() == pytest.approx(80 * np.cosh(0.2), rel=0.02)
-    assert np.abs(seen.eta - 0.2).max() < 0.09
-
-
-def test_energy_of_tracks_is_not_counted_twice() -> None:
-    seen = detect(beam(211, 40.0, 3000), np.random.default_rng(3))
-    per_event = np.bincount(seen.event, seen.pt, 3000)
-    assert per_event.mean() == pytest.approx(40.0, rel=0.08)
-
-
-def test_nothing_is_seen_outside_the_acceptance_and_perfect_detector_loses_nothing() -> None:
-    far = beam(211, 5.0, 50, eta=3.0)
-    assert not len(detect(far, np.random.default_rng(4)).pt)
-    assert np.array_equal(perfect_detector(far).pt, far.pt)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.floats(-2.85, 2.85), st.floats(-3.14, 3.14), st.integers(0, 10_000), st.sampled_from([ECAL, HCAL]))
-def test_towers_hold_their_points(eta: float, phi: float, event: int, grid: Towers) -> None:
-    tower = grid.index(np.array([event]), np.array([eta]), np.array([phi]))
-    again = grid.point_inside(tower, np.random.default_rng(0))
-    assert np.array_equal(grid.index(np.array([event]), *again), tower)
-    assert grid.unpack(tower)[0][0] == event
-
-
-# jets
-
-
-def test_jets_are_in_the_selected_window_and_ordered(jets: dict[str, PointClouds]) -> None:
-    for name, clouds in jets.items():
-        assert len(clouds) == 60 and set(clouds.labels) == {fast_jets().classes.index(name)}
-        p = jet_momenta(clouds)
-        pt = np.hypot(p["px"], p["py"])
-        assert pt.min() > 499.9 and pt.max() < 1000.1
-        assert np.abs(np.arctan2(p["py"], p["px"])).max() < 1e-4  # phi_rel is relative to the sum of constituents
-        for points in clouds:
-            assert np.all(np.diff(points[:, 0]) <= 0)
-
-
-def test_pid_and_charge_agree(jets: dict[str, PointClouds]) -> None:
-    for clouds in jets.values():
-        pid, charge = clouds.feature("pid").astype(int), clouds.feature("charge").astype(int)
-        assert np.array_equal(pid <= 2, charge != 1)  # tracks, and only tracks, are charged
-        assert np.bincount(pid, minlength=5)[[0, 3, 4]].min() > 60
-
-
-def test_top_jets_have_the_top_mass_and_more_constituents(jets: dict[str, PointClouds]) -> None:
-    assert 165 < np.median(masses(jets["top"])) < 190
-    assert np.median(masses(jets["qg"])) < 120
-    assert jets["top"].counts.mean() > jets["qg"].counts.mean()
-
-
-def test_jets_follow_from_the_seed(jets: dict[str, PointClouds]) -> None:
-    again, other = simulate_jets(fast_jets(), "top", 10, seed=11), simulate_jets(fast_jets(), "top", 10, seed=12)
-    assert again.points.tobytes() == jets["top"].select(slice(0, 10)).points.tobytes()
-    assert again.points.tobytes() != other.points.tobytes()
-
-
-def test_generators_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    simulate_jets(fast_jets(), "qg", 1, seed=1)
-    assert capfd.readouterr().out == ""
-
-
-def test_jet_mistakes_are_named() -> None:
-    card = fast_jets()
-    with pytest.raises(DataError, match="did you mean 'top'"):
-        simulate_jets(card, "tpo", 1, 1)
-    with pytest.raises(DataError, match="seeds from 1"):
-        simulate_jets(card, "top", 1, 0)
-    broken = card.simulator.processes | {  # type: ignore[union-attr]
-        "qg": card.simulator.processes["qg"].model_copy(update={"settings": ("HardQDC:all = on",)})  # type: ignore[union-attr]
-    }
-    with pytest.raises(DataError, match="does not accept the setting 'HardQDC:all = on'"):
-        simulate_jets(with_simulator(card, processes=broken), "qg", 1, 1)
-
-
-def test_missing_generators_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pythia8mc", None)
-    with pytest.raises(DataError, match=r'pip install "foundation-hep\[simulate\]"'):
-        simulate_jets(fast_jets(), "top", 1, 1)
 
 
 # showers

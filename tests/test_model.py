@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from foundation.errors import DataError
-from foundation.generate.campaign import generate, merge_hits
+from foundation.generate.campaign import generate
 from foundation.generate.sampler import SamplingConfig, draw, sample
 from foundation.model.attention import Packing, attend
 from foundation.model.config import TransformerConfig
@@ -224,15 +224,6 @@ def test_generated_clouds_have_the_cards_features_and_conditions(toy: ToyTokens)
     assert clouds.feature("layer").max() <= 4 and clouds.feature("energy").min() > 0
     cells = np.stack([clouds.owners, clouds.feature("layer"), clouds.feature("x"), clouds.feature("y")])
     assert np.unique(cells, axis=1).shape[1] == len(clouds.points)
-
-
-def test_merging_hits_keeps_the_energy_and_counts(toy: ToyTokens) -> None:
-    clouds = toy.clouds["toy_showers"]
-    merged, count = merge_hits(clouds)
-    assert len(merged.points) == len(clouds.points) - count and count > 0
-    for cloud, other in zip(clouds, merged, strict=True):
-        assert other[:, 3].sum() == pytest.approx(cloud[:, 3].sum(), rel=1e-5)
-    assert merge_hits(merged)[1] == 0
 
 
 def test_model_folder_round_trip_and_strictness(toy: ToyTokens, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from foundation.train.engine import parameter_groups
 from foundation.train.loop import Trained, train
 
 from conftest import ToyTokens
-from distributed import run_distributed
+from gloo_ranks import run_distributed
 
 CONFIG = TrainConfig(
     steps=8, row_tokens=64, rows_per_step=4, learning_rate=3e-3, warmup_steps=2, log_every=1, checkpoint_seconds=1e9

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -41,8 +42,17 @@ def write_point_clouds(path: Path, clouds: PointClouds, provenance: dict[str, ob
     os.replace(part, path)
 
 
-def read_point_clouds(path: Path) -> PointClouds:
-    """Read one file written by `write_point_clouds`.
+def is_point_cloud_file(path: Path) -> bool:
+    """Whether the file says of itself that `write_point_clouds` wrote it."""
+    try:
+        with h5py.File(path) as f:
+            return f.attrs.get("schema") == SCHEMA
+    except (OSError, KeyError, ValueError, RuntimeError):
+        return False
+
+
+def read_point_clouds(path: Path, start: int = 0, stop: int | None = None) -> PointClouds:
+    """Read one file written by `write_point_clouds`, or its clouds from `start` to `stop` (exclusive).
 
     Raises DataError when the file is missing, damaged, of another layout, or holds values that are not finite.
     """
@@ -53,15 +63,17 @@ def read_point_clouds(path: Path) -> PointClouds:
             if f.attrs.get("schema") != SCHEMA:
                 raise DataError(f"{path}: not a point-cloud file of this platform (schema is not {SCHEMA})")
             names = {name: tuple(json.loads(f.attrs[name])) for name in JSON_ATTRIBUTES}
+            offsets = np.asarray(f["offsets"][start : None if stop is None else stop + 1], np.int64)
+            rows = slice(int(offsets[0]), None if stop is None else int(offsets[-1]))
             clouds = PointClouds(
-                points=np.asarray(f["points"], np.float32),
-                offsets=np.asarray(f["offsets"], np.int64),
-                labels=np.asarray(f["labels"], np.int64),
-                conditions=np.asarray(f["conditions"], np.float32),
+                points=np.asarray(f["points"][rows], np.float32),
+                offsets=offsets - offsets[0],
+                labels=np.asarray(f["labels"][start:stop], np.int64),
+                conditions=np.asarray(f["conditions"][start:stop], np.float32),
                 tag=str(f.attrs["tag"]),
                 **names,
             )
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, IndexError) as error:
         raise DataError(f"{path}: damaged or incomplete point-cloud file ({error}); make or copy it again") from error
     except DataError as error:
         raise DataError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
@@ -69,6 +81,27 @@ def read_point_clouds(path: Path) -> PointClouds:
     if bad.any():
         raise DataError(f"{path}: feature '{clouds.features[int(bad.argmax())]}' has NaN or infinite values")
     return clouds
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """How much is in a file of point clouds."""
+
+    clouds: int
+    points: int
+    bytes_per_cloud: float
+    """Memory that one takes on average."""
+
+
+def point_cloud_file_size(path: Path) -> FileSize:
+    """How much is in a file, without reading it. Raises DataError when it is damaged."""
+    try:
+        with h5py.File(path) as f:
+            clouds, points = len(f["offsets"]) - 1, len(f["points"])
+            size = 4 * (f["points"].size + f["conditions"].size) + 16 * clouds
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: damaged or incomplete point-cloud file ({error}); make or copy it again") from error
+    return FileSize(clouds, points, size / max(1, clouds))
 
 
 def read_many(paths: Sequence[Path]) -> PointClouds:

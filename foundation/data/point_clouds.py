@@ -21,7 +21,7 @@ class PointClouds:
     features:    F feature names, in column order
     units:       F units, in column order ("1" where dimensionless)
     labels:      int64 [B]; index into the card's classes, -1 where unknown
-    conditions:  float32 [B, C]; object-level quantities such as the incident energy
+    conditions:  float32 [B, C]; object-level quantities: conditions (incident energy) and attributes (jet mass)
     condition_names, condition_units: C names and units
     tag:         name of the dataset the clouds come from
     """
@@ -73,6 +73,11 @@ class PointClouds:
         if name not in self.condition_names:
             raise DataError(f"these point clouds have no condition '{name}'{did_you_mean(name, self.condition_names)}")
         return self.conditions[:, self.condition_names.index(name)]
+
+    def conditions_named(self, names: Sequence[str]) -> NDArray[np.float32]:
+        """These conditions of all clouds, float32 [B, len(names)]."""
+        columns = [self.condition(name) for name in names]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(self), 0), np.float32)
 
     def select(self, index: NDArray[np.integer] | NDArray[np.bool_] | slice) -> PointClouds:
         """The clouds at `index` (integers in any order, a mask, or a slice), as new PointClouds."""

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from foundation.data.cards import Geometry
+from foundation.data.geometry import CartesianGeometry
 from foundation.data.point_clouds import PointClouds
 from foundation.evaluate.comparison import Comparison
 from foundation.evaluate.figures import Picture, finish, new_figure, place, style
 from foundation.evaluate.metrics import Floats
+from foundation.evaluate.showers import cell_positions, positions_in_mm
 
 IMAGE_EDGES = np.linspace(-1.0, 1.0, 41)
 """Pixels of 0.05 x 0.05 in eta_rel and phi_rel."""
@@ -87,6 +90,7 @@ def shower_picture(comparison: Comparison, folder: Path | None = None, pdf: bool
     hits = truth.feature("energy")
     faintest = max(float(hits.min()), float(hits.max()) * 1e-4)
     norm = LogNorm(faintest, float(hits.max()))
+    unit, limits = _transverse_axes(truth, geometry)
     known = "incident_energy" in truth.condition_names and "incident_energy" in generated.condition_names
     with style():
         figure = new_figure(3.2 * pairs + 0.9, 6.0)
@@ -98,10 +102,10 @@ def shower_picture(comparison: Comparison, folder: Path | None = None, pdf: bool
                 energy = shower.feature("energy")
                 size = 4 + 10 * np.clip(np.log10(np.maximum(energy, faintest) / faintest), 0, None)
                 marks = axes.scatter(
-                    shower.feature("layer"), shower.feature("x"), shower.feature("y"),
+                    shower.feature("layer"), *_transverse(shower, geometry, unit),
                     c=np.maximum(energy, faintest), s=size, norm=norm, cmap="plasma", depthshade=False, lw=0,
                 )  # fmt: skip
-                axes.set(xlim=(0, geometry.n_layers), ylim=(0, geometry.cells), zlim=(0, geometry.cells))
+                axes.set(xlim=(0, geometry.n_layers), ylim=limits, zlim=limits)
                 axes.set_box_aspect((1.6, 1, 1))
                 axes.set_xlabel("layer", fontsize=8, labelpad=-4)
                 axes.set_ylabel("x", fontsize=8, labelpad=-6)
@@ -113,8 +117,23 @@ def shower_picture(comparison: Comparison, folder: Path | None = None, pdf: bool
                 axes.set_title(f"{side}: {quantity}{len(energy)} hits", fontsize=9)
         bar = place(figure, 3.2 * pairs + 0.1, 1.5, 0.15, 3.0)
         figure.colorbar(marks, cax=bar, label="hit energy [MeV]")
-        caption = "Showers of truth (above) and generated at the nearest incident energy (below); x, y in cells."
+        caption = f"Showers of truth (above) and generated at the nearest incident energy (below); x, y in {unit}."
         return finish(figure, f"{comparison.dataset}_showers", caption, folder, pdf, wide=True)
+
+
+def _transverse_axes(clouds: PointClouds, geometry: Geometry) -> tuple[str, tuple[float, float]]:
+    """Unit of x and y in a display, and their limits: cells where they are square, else mm."""
+    if not positions_in_mm(clouds) and isinstance(geometry, CartesianGeometry):
+        return "cells", (0, geometry.cells)
+    far = float(np.nanmax(np.abs(cell_positions(clouds, geometry)), initial=1.0))
+    return "mm", (-far, far)
+
+
+def _transverse(clouds: PointClouds, geometry: Geometry, unit: str) -> tuple[Floats, Floats]:
+    """x and y of the hits in this unit, float64 [N] each."""
+    if unit == "mm":
+        return cell_positions(clouds, geometry)
+    return clouds.feature("x").astype(np.float64), clouds.feature("y").astype(np.float64)
 
 
 def _scale(clouds: PointClouds) -> Floats:

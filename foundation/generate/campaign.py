@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foundation.console import Progress
 from foundation.data.cards import DatasetCard
+from foundation.data.collisions import hits_outside, resolve
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import to_offsets
 from foundation.errors import DataError
@@ -59,8 +60,8 @@ def generate(
     clouds = PointClouds(
         points=points,
         offsets=offsets,
-        features=card.feature_names,
-        units=card.feature_units,
+        features=tuple(f.name for f in tokenizer.features),
+        units=tuple(f.unit for f in tokenizer.features),
         labels=labels,
         conditions=conditions.astype(np.float32),
         condition_names=tuple(c.name for c in card.conditions),
@@ -69,7 +70,9 @@ def generate(
     )
     report = {"objects": len(clouds), "reached_max_points": cut, "empty": int((clouds.counts == 0).sum())}
     if card.domain == "shower":
-        clouds, report["merged_hits"] = merge_hits(clouds)
+        clouds, report["merged_hits"] = resolve(clouds, card.geometry, "sum")
+        if card.geometry is not None:
+            report["hits_outside_geometry"] = int(hits_outside(clouds, card.geometry).sum())
     return Generated(clouds, report)
 
 
@@ -77,22 +80,3 @@ def _uniform(seed: int, offsets: NDArray[np.int64], streams: int) -> NDArray[np.
     """Random numbers for the values inside bins, [N, K], from (seed, object) alone."""
     parts = [np.random.default_rng([seed, i, 1]).random((int(n), streams)) for i, n in enumerate(np.diff(offsets))]
     return np.concatenate(parts) if parts else np.zeros((0, streams))
-
-
-def merge_hits(clouds: PointClouds) -> tuple[PointClouds, int]:
-    """Hits of one shower in the same cell become one with the sum of their energies; how many were merged away.
-
-    A cell can be read out once; the sum keeps the shower's energy. The merged hit stands where the first one stood.
-    """
-    cell = np.stack([clouds.feature(name).astype(np.int64) for name in ("layer", "x", "y")])
-    keys = np.stack([clouds.owners, *cell])
-    _, first, inverse = np.unique(keys, axis=1, return_index=True, return_inverse=True)
-    merged = len(clouds.points) - len(first)
-    if merged == 0:
-        return clouds, 0
-    energy = clouds.features.index("energy")
-    points = clouds.points[first].copy()
-    points[:, energy] = np.bincount(inverse.ravel(), weights=clouds.points[:, energy])
-    order = np.argsort(first)
-    counts = np.bincount(clouds.owners[first], minlength=len(clouds))
-    return replace(clouds, points=points[order], offsets=to_offsets(counts)), merged

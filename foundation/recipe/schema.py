@@ -73,10 +73,22 @@ class Import(StageSpec):
     dataset: str
     """Dataset card: a name that ships with the platform, or a YAML file relative to the recipe."""
     files: dict[str, tuple[str, ...]]
-    """Files or patterns per split, relative to the recipe."""
+    """Files or patterns per split, relative to the recipe: in the card's format, or point clouds of this platform."""
+    features: tuple[str, ...] = ()
+    """Features to take; all of the card where none is named."""
+    skip_bad: bool = False
+    """Skip what cannot be right (unreadable files, NaN, negative energies, jets of nothing), count it and list it,
+    instead of stopping."""
+    workers: int = Field(1, ge=1)
+    """Processes."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler, tcp://host:port, to work instead of processes of this machine."""
 
     def card_names(self) -> tuple[str, ...]:
         return (self.dataset,)
+
+    def execution_only(self) -> frozenset[str]:
+        return frozenset({"workers", "scheduler"})
 
 
 class FitTokenizer(StageSpec):
@@ -86,6 +98,8 @@ class FitTokenizer(StageSpec):
     source: str = Field(alias="from")
     """Stage that made or imported the dataset."""
     method: Annotated[VqVaeConfig | PerFeatureConfig, Field(discriminator="type")]
+    features: tuple[str, ...] = ()
+    """Features of the card that become tokens; all of them where none is named."""
     fit_objects: int = Field(20_000, ge=1)
     """Objects of the train split that it is fitted on, at most."""
 

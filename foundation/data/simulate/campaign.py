@@ -25,9 +25,10 @@ from pathlib import Path
 import h5py
 
 from foundation.console import Progress
-from foundation.data.cards import DatasetCard, PythiaJets
+from foundation.data.cards import DatasetCard, Geant4Showers, PythiaJets
 from foundation.data.files import write_point_clouds
 from foundation.data.point_clouds import PointClouds
+from foundation.data.simulate.geant4 import GEANT4_SOFTWARE, geant4_showers
 from foundation.data.simulate.gflash import SHOWER_SOFTWARE, showers_and_provenance
 from foundation.data.simulate.pythia_jets import JET_SOFTWARE, MAX_PYTHIA_SEED, jets_and_provenance
 from foundation.errors import DataError
@@ -47,14 +48,13 @@ class Job:
     def identity(self) -> dict[str, object]:
         """What the content of the file follows from; equal identities have equal files."""
         card = json.dumps(self.card.model_dump(mode="json"), sort_keys=True)
-        jets = isinstance(self.card.simulator, PythiaJets)
         return {
             "card": self.card.name,
             "card_sha256": hashlib.sha256(card.encode()).hexdigest(),
             "class": self.class_name,
             "count": self.count,
             "seed": self.seed,
-            "software": software_versions(*(JET_SOFTWARE if jets else SHOWER_SOFTWARE)),
+            "software": software_versions(*_software(self.card)),
         }
 
 
@@ -143,9 +143,17 @@ def run_job(job: Job) -> None:
 def _simulate(job: Job) -> tuple[PointClouds, dict[str, object]]:
     if isinstance(job.card.simulator, PythiaJets):
         return jets_and_provenance(job.card, job.class_name, job.count, job.seed)
-    if len(job.card.classes) > 1:
-        raise DataError(f"card '{job.card.name}': a gflash simulator makes one class of showers, not several")
-    return showers_and_provenance(job.card, job.count, job.seed)
+    class_name = job.class_name if job.card.classes else None
+    if isinstance(job.card.simulator, Geant4Showers):
+        return geant4_showers(job.card, job.count, job.seed, class_name=class_name)
+    return showers_and_provenance(job.card, job.count, job.seed, class_name=class_name)
+
+
+def _software(card: DatasetCard) -> tuple[str, ...]:
+    """Packages that the simulated bits depend on."""
+    if isinstance(card.simulator, PythiaJets):
+        return JET_SOFTWARE
+    return GEANT4_SOFTWARE if isinstance(card.simulator, Geant4Showers) else SHOWER_SOFTWARE
 
 
 def _run_parallel(jobs: list[Job], workers: int, progress: Progress) -> None:

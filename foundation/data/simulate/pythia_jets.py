@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -20,15 +19,10 @@ from numpy.typing import NDArray
 from foundation.data.by_card import clouds_of_card
 from foundation.data.cards import DatasetCard, PythiaJets
 from foundation.data.point_clouds import PointClouds
-from foundation.data.simulate.detector import (
-    IDENTITIES,
-    DetectorObjects,
-    Floats,
-    Integers,
-    Particles,
-    detect,
-    perfect_detector,
-)
+from foundation.data.simulate.detector import detect, perfect_detector
+from foundation.data.simulate.jet_finding import FoundJets, find_jets, wrapped
+from foundation.data.simulate.jet_labels import hard_partons, matched
+from foundation.data.simulate.particles import IDENTITIES, DetectorObjects, Integers, Particles
 from foundation.errors import DataError, did_you_mean
 
 JET_SOFTWARE = ("pythia8mc", "fastjet", "awkward", "numpy")
@@ -39,46 +33,6 @@ EVENTS_PER_BATCH = 50
 MAX_EVENTS_WITHOUT_JET = 5_000
 CHARGES = ("negative", "neutral", "positive")
 NEUTRINOS = (12, 14, 16)
-RESONANCES = (6, 23, 24, 25)
-STATUS_HARD = 23
-GLUON = 21
-ANCESTORS_MAX = 100
-
-
-@dataclass(frozen=True)
-class Partons:
-    """Outgoing partons of the hard process and of resonance decays, [N] each, sorted by event."""
-
-    event: Integers
-    eta: Floats
-    phi: Floats
-    origin: Integers
-    """Row of the heavy resonance (top, W, Z, Higgs) that the parton comes from; of the parton itself if none."""
-
-
-@dataclass(frozen=True)
-class FoundJets:
-    """J clustered jets and their constituents: `objects[i]` belongs to jet `jet[i]`, jets count from 0."""
-
-    event: Integers
-    pt: Floats
-    eta: Floats
-    phi: Floats
-    objects: Integers
-    jet: Integers
-
-    def at(self, keep: NDArray[np.bool_]) -> FoundJets:
-        """The jets where `keep` is true, counted from 0 again."""
-        inside = keep[self.jet]
-        number = np.cumsum(keep) - 1
-        return FoundJets(
-            self.event[keep],
-            self.pt[keep],
-            self.eta[keep],
-            self.phi[keep],
-            self.objects[inside],
-            number[self.jet[inside]],
-        )
 
 
 def simulate_jets(card: DatasetCard, class_name: str, count: int, seed: int) -> PointClouds:
@@ -91,9 +45,11 @@ def jets_and_provenance(
 ) -> tuple[PointClouds, dict[str, object]]:
     """Exactly `count` jets of one class, and how they were made (settings, events generated).
 
-    Features the card may ask for: pt [GeV], eta_rel, phi_rel [rad] (relative to the sum of the constituents), pid and
-    charge (indices of the card's categories). Conditions: jet_pt [GeV], jet_eta. The window in pT and eta holds for
-    the reconstructed jet; its label is matched to the generated partons as the card says.
+    Features the card may ask for: pt, energy, px, py, pz [GeV], eta_rel, phi_rel [rad] (relative to the sum of the
+    constituents, eta_rel without JetClass's change of sign), pid and charge (indices of the card's categories), d0,
+    d0_err, dz, dz_err [mm] (see `tracks.impact_parameters`; errors are 0 without a detector). Conditions and
+    attributes: jet_pt, jet_mass, jet_energy [GeV], jet_eta, jet_phi [rad], jet_n_constituents. The window in pT and
+    eta holds for the reconstructed jet; its label is matched to the generated partons as the card says.
 
     Raises DataError when the extra `simulate` is missing, the card has no such class, Pythia refuses a setting, or no
     event gives a jet.
@@ -205,31 +161,16 @@ def _start(pythia8: ModuleType, card: DatasetCard, class_name: str, simulator: P
 def _jets_of_batch(
     card: DatasetCard, class_name: str, table: Any, rng: np.random.Generator, fastjet: ModuleType, awkward: ModuleType
 ) -> tuple[dict[str, NDArray], dict[str, NDArray], Integers]:
-    """Features of the constituents, of the jets, and the jet of each constituent, for one batch of events."""
+    """Quantities of the constituents, of the jets, and the jet of each constituent, for one batch of events."""
     simulator = _simulator_of(card)
-    n_events, event, flat = len(table), *_flattened(table, awkward)
-    visible = (flat["status"] > 0) & ~np.isin(np.abs(flat["id"]), NEUTRINOS)
-    particles = Particles.from_momenta(
-        event[visible], flat["id"][visible], *(flat[name][visible] for name in ("px", "py", "pz", "e"))
-    )
+    n_events, (event, flat) = len(table), _flattened(table, awkward)
+    particles = _visible(event, flat)
     objects = detect(particles, rng) if simulator.detector else perfect_detector(particles)
-    jets = _clustered(objects, n_events, simulator, fastjet, awkward)
     (low, high), process = simulator.pt_gev, simulator.processes[class_name]
+    jets = find_jets(objects, n_events, simulator.radius, low, fastjet, awkward)
     jets = jets.at((jets.pt > low) & (jets.pt < high) & (np.abs(jets.eta) < simulator.eta_max))
-    partons = _hard_partons(event, flat)
-    if process.matched == "parton":
-        jets = jets.at(_matched_to_parton(jets, partons, n_events, simulator.radius / 2))
-    else:
-        jets = jets.at(_matched_to_decay(jets, partons, n_events, simulator.radius, process.decay_quarks))
-    i, j = jets.objects, jets.jet
-    of_points = {
-        "pt": objects.pt[i],
-        "eta_rel": objects.eta[i] - jets.eta[j],
-        "phi_rel": _wrapped(objects.phi[i] - jets.phi[j]),
-        "pid": _category(card, "pid", IDENTITIES)[objects.identity[i]],
-        "charge": _category(card, "charge", CHARGES)[objects.charge[i] + 1],
-    }
-    return of_points, {"jet_pt": jets.pt, "jet_eta": jets.eta}, j
+    jets = jets.at(matched(jets, hard_partons(event, flat), n_events, process, simulator.radius))
+    return _of_constituents(card, objects, jets), _of_jets(jets), jets.jet
 
 
 def _flattened(table: Any, awkward: ModuleType) -> tuple[Integers, dict[str, NDArray]]:
@@ -238,77 +179,50 @@ def _flattened(table: Any, awkward: ModuleType) -> tuple[Integers, dict[str, NDA
     flat = awkward.flatten(table)
     columns = {name: awkward.to_numpy(flat[name]).astype(np.int64) for name in ("id", "status", "mother1")}
     columns |= {name: awkward.to_numpy(flat.p[name]) for name in ("px", "py", "pz", "e")}
+    # A particle without a vertex of its own comes from the collision itself.
+    vertex = [awkward.to_numpy(awkward.fill_none(flat.vProd[axis], 0.0)) for axis in ("px", "py", "pz")]
+    columns["vertex"] = np.stack(vertex, axis=1)
     # mother1 counts within its event; as a row of the flat table it can be followed for all events at once.
     columns["mother1"] += np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(np.arange(len(counts)), counts), columns
 
 
-def _clustered(
-    objects: DetectorObjects, n_events: int, simulator: PythiaJets, fastjet: ModuleType, awkward: ModuleType
-) -> FoundJets:
-    """anti-kT jets of all events, above the lower end of the card's pT window."""
-    px, py, pz, energy = objects.momenta
-    counts = np.bincount(objects.event, minlength=n_events)
-    momenta = awkward.zip({"px": px, "py": py, "pz": pz, "E": energy}, with_name="Momentum4D")
-    definition = fastjet.JetDefinition(fastjet.antikt_algorithm, simulator.radius)
-    cluster = fastjet.ClusterSequence(awkward.unflatten(momenta, counts), definition)
-    members = cluster.constituent_index(min_pt=simulator.pt_gev[0])
-    event = np.repeat(np.arange(n_events), awkward.to_numpy(awkward.num(members)))
-    size = awkward.to_numpy(awkward.num(awkward.flatten(members), axis=1))
-    jet = np.repeat(np.arange(len(size)), size)
-    inside = awkward.to_numpy(awkward.flatten(members, axis=None)).astype(np.int64)
-    rows = inside + (np.cumsum(counts) - counts)[event[jet]]
-    # The axis of the jet is that of the sum of its constituents, whatever their masses.
-    x, y, z = (np.bincount(jet, component[rows], len(size)) for component in (px, py, pz))
-    pt = np.hypot(x, y)
-    return FoundJets(event, pt, np.arcsinh(z / pt), np.arctan2(y, x), rows, jet)
+def _visible(event: Integers, flat: dict[str, NDArray]) -> Particles:
+    """The particles that reach the detector, without neutrinos."""
+    seen = (flat["status"] > 0) & ~np.isin(np.abs(flat["id"]), NEUTRINOS)
+    px, py, pz, energy = (flat[name][seen] for name in ("px", "py", "pz", "e"))
+    return Particles.from_momenta(event[seen], flat["id"][seen], px, py, pz, energy, flat["vertex"][seen])
 
 
-def _hard_partons(event: Integers, flat: dict[str, NDArray]) -> Partons:
-    """The quarks and gluons that leave the hard process, and those that a heavy resonance decays to."""
-    number = np.abs(flat["id"])
-    rows = np.flatnonzero((np.abs(flat["status"]) == STATUS_HARD) & ((number <= 5) | (number == GLUON)))
-    origin = rows
-    for _ in range(ANCESTORS_MAX):
-        mother = flat["mother1"][origin]
-        climbs = np.isin(number[mother], RESONANCES)
-        if not climbs.any():
-            break
-        # Copies of the resonance, and a W from a top, lead on to the first of the chain.
-        origin = np.where(climbs, mother, origin)
-    px, py, pz = flat["px"][rows], flat["py"][rows], flat["pz"][rows]
-    eta = np.arcsinh(pz / np.maximum(np.hypot(px, py), 1e-9))
-    return Partons(event[rows], eta, np.arctan2(py, px), origin)
+def _of_constituents(card: DatasetCard, objects: DetectorObjects, jets: FoundJets) -> dict[str, NDArray]:
+    i, j = jets.objects, jets.jet
+    px, py, pz, energy = (component[i] for component in objects.momenta)
+    return {
+        "pt": objects.pt[i],
+        "eta_rel": objects.eta[i] - jets.eta[j],
+        "phi_rel": wrapped(objects.phi[i] - jets.phi[j]),
+        "pid": _category(card, "pid", IDENTITIES)[objects.identity[i]],
+        "charge": _category(card, "charge", CHARGES)[objects.charge[i] + 1],
+        "d0": objects.d0[i],
+        "d0_err": objects.d0_err[i],
+        "dz": objects.dz[i],
+        "dz_err": objects.dz_err[i],
+        "px": px,
+        "py": py,
+        "pz": pz,
+        "energy": energy,
+    }
 
 
-def _pairs(jets: FoundJets, partons: Partons, n_events: int) -> tuple[Integers, Integers, Floats]:
-    """All (jet, parton) of the same event, and their distance in (eta, phi)."""
-    counts = np.bincount(partons.event, minlength=n_events)
-    first = np.cumsum(counts) - counts
-    per_jet = counts[jets.event]
-    jet = np.repeat(np.arange(len(jets.event)), per_jet)
-    within = np.arange(len(jet)) - np.repeat(np.cumsum(per_jet) - per_jet, per_jet)
-    parton = first[jets.event[jet]] + within
-    distance = np.hypot(partons.eta[parton] - jets.eta[jet], _wrapped(partons.phi[parton] - jets.phi[jet]))
-    return jet, parton, distance
-
-
-def _matched_to_parton(jets: FoundJets, partons: Partons, n_events: int, radius: float) -> NDArray[np.bool_]:
-    """Jets with a hard parton within `radius`, [J]."""
-    jet, _, distance = _pairs(jets, partons, n_events)
-    return np.bincount(jet[distance < radius], minlength=len(jets.event)) > 0
-
-
-def _matched_to_decay(
-    jets: FoundJets, partons: Partons, n_events: int, radius: float, quarks: int
-) -> NDArray[np.bool_]:
-    """Jets that hold all `quarks` decay quarks of one resonance within `radius`, [J]."""
-    jet, parton, distance = _pairs(jets, partons, n_events)
-    group, which = np.unique(np.stack([jet, partons.origin[parton]]), axis=1, return_inverse=True)
-    which = which.reshape(-1)
-    total, inside = np.bincount(which), np.bincount(which[distance < radius], minlength=group.shape[1])
-    whole = (total == quarks) & (inside == quarks)
-    return np.bincount(group[0][whole], minlength=len(jets.event)) > 0
+def _of_jets(jets: FoundJets) -> dict[str, NDArray]:
+    return {
+        "jet_pt": jets.pt,
+        "jet_eta": jets.eta,
+        "jet_phi": jets.phi,
+        "jet_mass": jets.mass,
+        "jet_energy": jets.energy,
+        "jet_n_constituents": jets.n_constituents,
+    }
 
 
 def _category(card: DatasetCard, feature: str, names: tuple[str, ...]) -> NDArray[np.float64]:
@@ -318,11 +232,6 @@ def _category(card: DatasetCard, feature: str, names: tuple[str, ...]) -> NDArra
     if missing:
         raise DataError(f"card '{card.name}': feature '{feature}' has no category '{missing[0]}'")
     return np.array([categories.index(name) for name in names], float)
-
-
-def _wrapped(angle: Floats) -> Floats:
-    """The same angle in [-pi, pi)."""
-    return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
 def _joined(parts: list[dict[str, NDArray]]) -> dict[str, NDArray]:

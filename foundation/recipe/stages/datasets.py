@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from foundation.console import Progress, say
-from foundation.data.by_card import clouds_of_card
+from foundation.console import say
 from foundation.data.cards import DatasetCard, load_card
-from foundation.data.files import read_many, read_point_clouds, write_point_clouds
+from foundation.data.files import point_cloud_file_size, read_many
 from foundation.data.point_clouds import PointClouds
+from foundation.data.reading import with_features
 from foundation.errors import DataError, RecipeError, did_you_mean
 from foundation.recipe.artifact import Artifact
 from foundation.recipe.running import StageContext
@@ -32,15 +32,24 @@ def simulate(spec: Simulate, context: StageContext) -> dict[str, Any]:
 
 
 def import_files(spec: Import, context: StageContext) -> dict[str, Any]:
-    """Read point-cloud files, check them against the card, and keep a copy in the platform's order of features."""
-    card = load_card(spec.dataset, context.recipe_folder)
-    for split, patterns in spec.files.items():
-        paths = sorted({p for pattern in patterns for p in _matches(context.recipe_folder, pattern)})
-        with Progress(f"import {split}", len(paths), "files") as progress:
-            for number, path in enumerate(paths):
-                clouds = _as_card_says(read_point_clouds(path), card, path)
-                write_point_clouds(context.folder / split / f"{number:05d}.h5", clouds, {"imported_from": path.name})
-                progress.advance()
+    """Read files in the card's format, or point clouds of this platform, into the platform's own files."""
+    from foundation.data.importing import import_dataset
+
+    card = with_features(load_card(spec.dataset, context.recipe_folder), spec.features)
+    files = {
+        split: sorted({path for pattern in patterns for path in _matches(context.recipe_folder, pattern)})
+        for split, patterns in spec.files.items()
+    }
+    done = import_dataset(
+        card,
+        files,
+        context.folder,
+        workers=spec.workers,
+        scheduler=spec.scheduler,
+        skip_bad=spec.skip_bad,
+    )
+    for line in done.lines():
+        say(f"  {line}")
     return _summary(card, context.folder, spec.files)
 
 
@@ -81,8 +90,9 @@ def _with_simulator(card: DatasetCard, settings: Mapping[str, object]) -> Datase
 def _summary(card: DatasetCard, folder: Path, splits: Mapping[str, object]) -> dict[str, Any]:
     counts, points = {}, {}
     for split in splits:
-        clouds = read_many(sorted((folder / split).glob("*.h5")))
-        counts[split], points[split] = len(clouds), round(float(clouds.counts.mean()), 1)
+        sizes = [point_cloud_file_size(path) for path in sorted((folder / split).glob("*.h5"))]
+        counts[split] = sum(size.clouds for size in sizes)
+        points[split] = round(sum(size.points for size in sizes) / max(1, counts[split]), 1)
     (folder / "card.json").write_text(card.model_dump_json(indent=1))
     line = ", ".join(f"{n} {split}" for split, n in counts.items())
     each = f"{np.mean(list(points.values())):.0f} points each"
@@ -101,26 +111,3 @@ def _matches(base: Path, pattern: str) -> list[Path]:
     if not found:
         raise DataError(f"no file matches '{pattern}' (relative to {base})")
     return found
-
-
-def _as_card_says(clouds: PointClouds, card: DatasetCard, path: Path) -> PointClouds:
-    """The clouds with the card's features and order of points; refuse other units, classes or conditions."""
-    for name, unit in zip(card.feature_names, card.feature_units, strict=True):
-        if name in clouds.features and (found := clouds.units[clouds.features.index(name)]) != unit:
-            raise DataError(f"{path}: feature '{name}' is in {found}, but the card says {unit}")
-    if len(clouds) and clouds.labels.max() >= len(card.classes):
-        raise DataError(f"{path}: label {clouds.labels.max()} is not one of the card's {len(card.classes)} classes")
-    columns = {name: clouds.feature(name) for name in clouds.features}
-    conditions = {name: clouds.condition(name) for name in clouds.condition_names}
-    try:
-        ordered = clouds_of_card(card, columns, clouds.owners, clouds.labels, conditions)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    same = np.stack([columns[name] for name in card.feature_names], axis=1) == ordered.points
-    moved = len(np.unique(clouds.owners[~same.all(axis=1)]))
-    if moved:
-        say(f"  {path.name}: the points of {moved} objects were put into the card's order ({', '.join(card.order)})")
-    empty = int((clouds.counts == 0).sum())
-    if empty:
-        say(f"  {path.name}: {empty} objects have no points; they are kept")
-    return ordered

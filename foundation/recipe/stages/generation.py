@@ -84,7 +84,7 @@ def _requests(
     if sample.conditions == "truth":
         rng = np.random.default_rng([seed, 2])
         for label in wanted:
-            own = truth.conditions[truth.labels == label]
+            own = truth.conditions_named([c.name for c in card.conditions])[truth.labels == label]
             if len(own) == 0:
                 raise RecipeError(
                     f"the test split of '{card.tag}' has no objects of class {label} to take conditions of"

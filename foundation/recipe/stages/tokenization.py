@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from foundation.console import Progress, say
+from foundation.data.cards import DatasetCard
 from foundation.data.point_clouds import PointClouds
+from foundation.data.reading import with_features
 from foundation.errors import DataError, RecipeError, did_you_mean
 from foundation.recipe.running import StageContext
 from foundation.recipe.schema import FitTokenizer, Tokenize
@@ -26,11 +28,11 @@ ENCODE_AT_ONCE = 4000
 def tokenizer(spec: FitTokenizer, context: StageContext) -> dict[str, Any]:
     """Fit a tokenizer and measure how well it reproduces points it has not seen."""
     source = context.artifact(spec.source)
-    card = card_of(source)
+    card = with_features(card_of(source), spec.features, ordered=False)
     clouds = read_split(source, "train")
     _report_outside(clouds, card.features, card.name)
     chosen = np.sort(np.random.default_rng(context.seed).permutation(len(clouds))[: spec.fit_objects])
-    fitted = _fit(spec, context, clouds.select(chosen))
+    fitted = _fit(spec, context, card, clouds.select(chosen))
     fitted.save(context.folder)
     quality = reproduction(fitted, read_split(source, "validation"))
     context.tracker.log_metrics(quality, 0)
@@ -46,8 +48,7 @@ def tokenizer(spec: FitTokenizer, context: StageContext) -> dict[str, Any]:
     }
 
 
-def _fit(spec: FitTokenizer, context: StageContext, clouds: PointClouds) -> Tokenizer:
-    card = card_of(context.artifact(spec.source))
+def _fit(spec: FitTokenizer, context: StageContext, card: DatasetCard, clouds: PointClouds) -> Tokenizer:
     if not isinstance(spec.method, VqVaeConfig):
         return PerFeatureTokenizer.fit(card.tag, card.features, clouds, spec.method.bins)
     from foundation.tokens.vqvae import VqVaeTokenizer
@@ -101,7 +102,7 @@ def tokenize(spec: Tokenize, context: StageContext) -> dict[str, Any]:
         tokens[card.tag], longest = {}, {}
         for split in sorted(p.name for p in source.folder.iterdir() if p.is_dir()):
             clouds = read_split(source, split)
-            _report_outside(clouds, card.features, f"{card.name} {split}")
+            _report_outside(clouds, fitted.features, f"{card.name} {split}")
             codes = _encode(fitted, clouds, f"encode {card.tag} {split}")
             write_shards(
                 home / split,
@@ -109,7 +110,7 @@ def tokenize(spec: Tokenize, context: StageContext) -> dict[str, Any]:
                 codes,
                 clouds.offsets,
                 clouds.labels,
-                clouds.conditions,
+                clouds.conditions_named([c.name for c in card.conditions]),
                 largest_code=max(s.size for s in fitted.streams) - 1,
                 identity=identity,
                 seed=context.seed,
