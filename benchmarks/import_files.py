@@ -24,11 +24,11 @@ import numpy as np
 import uproot
 
 from foundation.data.cards import load_card
+from foundation.data.formats.layouts import keys_of
+from foundation.data.formats.reading import read_in_ranges
+from foundation.data.formats.voxels import hits_to_images
 from foundation.data.importing import import_dataset
-from foundation.data.layouts import keys_of
-from foundation.data.reading import read_in_ranges
 from foundation.data.simulate.gflash import simulate_showers
-from foundation.data.voxels import hits_to_images
 
 WORKER_FILES = 8
 JETS_PER_BASKET = 5_000

@@ -174,7 +174,7 @@ def _in_folder(card: DatasetCard, folder: Path, own: bool) -> list[Path]:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from foundation.data.text_table import table_lines
+    from foundation.data.describe.text_table import table_lines
 
     for line in table_lines(("card", "domain", "files", "dataset"), dataset_rows()):
         say(line)
@@ -182,8 +182,8 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from foundation.data.card_pages import card_lines
     from foundation.data.cards import load_card
+    from foundation.data.describe.card_pages import card_lines
 
     for line in card_lines(load_card(options.card)):
         say(line)
@@ -191,7 +191,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from foundation.data.inspection import inspect
+    from foundation.data.inspect.inspection import inspect
 
     for number, name in enumerate(options.file):
         if number:
@@ -203,7 +203,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from foundation.data.cards import load_card
-    from foundation.data.checking import check
+    from foundation.data.inspect.checking import check
 
     card = load_card(options.card)
     result = check(card, files_of(card, options.files))
@@ -227,9 +227,9 @@ def _plot(options: argparse.Namespace) -> int:
 
 def _first_objects(card: DatasetCard, paths: Sequence[Path], wanted: int) -> PointClouds:
     """The first objects of the files, as many of each; objects that are wrong are left out and named."""
+    from foundation.data.formats.read_report import ReadReport
+    from foundation.data.formats.reading import open_file
     from foundation.data.point_clouds import PointClouds
-    from foundation.data.read_report import ReadReport
-    from foundation.data.reading import open_file
 
     parts, report, left = [], ReadReport(), wanted
     for number, path in enumerate(paths):
@@ -265,7 +265,7 @@ def _import(options: argparse.Namespace) -> int:
 
 def _write(options: argparse.Namespace) -> int:
     from foundation.data.cards import load_card
-    from foundation.data.writing import leaves_places_open, write_file
+    from foundation.data.formats.writing import leaves_places_open, write_file
 
     card = load_card(options.card)
     assume = dict(_assumed(word) for word in options.assume)
@@ -292,7 +292,7 @@ def _counted(parts: Iterable[PointClouds], done: Counter[str]) -> Iterator[Point
 
 
 def _clouds_of_card(card: DatasetCard, paths: Sequence[Path]) -> Iterator[PointClouds]:
-    from foundation.data.reading import read_in_ranges
+    from foundation.data.formats.reading import read_in_ranges
 
     return (clouds for path in paths for clouds, _ in read_in_ranges(card, path))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from foundation.data.containers.opening import open_source
-from foundation.data.containers.source import Array, Ragged
-from foundation.data.containers.writing import ArrayWriter
+from foundation.data.formats.containers.opening import open_source
+from foundation.data.formats.containers.source import Array, Ragged
+from foundation.data.formats.containers.writing import ArrayWriter
 
 KINDS = ("root", "rntuple", "parquet", "hdf5", "npz", "showerdata")
 LENGTHS = [3, 0, 5, 1, 0, 7, 2, 2, 9, 4, 0, 6]

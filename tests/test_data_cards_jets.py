@@ -11,9 +11,9 @@ import pytest
 import uproot
 
 from foundation.data.cards import DatasetCard, load_card
+from foundation.data.formats.reading import read_file
+from foundation.data.formats.writing import write_file
 from foundation.data.point_clouds import PointClouds
-from foundation.data.reading import read_file
-from foundation.data.writing import write_file
 from foundation.errors import DataError
 
 from layouts import (

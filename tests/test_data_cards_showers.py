@@ -13,10 +13,10 @@ import showerdata
 
 from foundation.data.card_format import Conversion, VoxelImages
 from foundation.data.cards import DatasetCard, load_card
+from foundation.data.formats.reading import plan, read_file, read_range
+from foundation.data.formats.writing import write_file
 from foundation.data.geometry import n_voxels
 from foundation.data.point_clouds import PointClouds
-from foundation.data.reading import plan, read_file, read_range
-from foundation.data.writing import write_file
 from foundation.errors import DataError
 
 import calorimeter_layouts as layouts

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from foundation.data.checking import CheckResult, CheckRow, check, object_hashes
 from foundation.data.files import write_point_clouds
+from foundation.data.formats.reading import read_file
+from foundation.data.inspect.checking import CheckResult, CheckRow, check, object_hashes
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import to_offsets
-from foundation.data.reading import read_file
 
 Arrays = dict[str, NDArray]
 

@@ -15,12 +15,12 @@ import pytest
 from dataset_files import JETS, SHOWERS, card_of, jet_arrays, shower_arrays, write_arrays, write_card
 
 from foundation.cli import main
-from foundation.data.card_content import chapters
-from foundation.data.card_pages import card_lines, card_page, write_pages
 from foundation.data.cards import card_paths, load_card
+from foundation.data.describe.card_content import chapters
+from foundation.data.describe.card_pages import card_lines, card_page, write_pages
+from foundation.data.describe.text_table import table_lines
 from foundation.data.files import read_point_clouds
-from foundation.data.reading import read_file
-from foundation.data.text_table import table_lines
+from foundation.data.formats.reading import read_file
 from foundation.data_cli import files_of
 from foundation.errors import DataError
 from foundation.evaluate.dataset_plots import plot_dataset
@@ -74,7 +74,7 @@ def test_every_card_has_a_page_that_names_its_keys(name: str) -> None:
 
 
 def test_the_committed_pages_are_up_to_date(tmp_path: Path) -> None:
-    remedy = "run: python -m foundation.data.card_pages docs/reference/datasets"
+    remedy = "run: python -m foundation.data.describe.card_pages docs/reference/datasets"
     folder = ROOT / "docs" / "reference" / "datasets"
     written = {path.name: path.read_text() for path in write_pages(tmp_path)}
     assert {path.name: path.read_text() for path in folder.glob("*.md")} == written, remedy

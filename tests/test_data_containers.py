@@ -17,10 +17,10 @@ import uproot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foundation.data.containers.opening import container_of, open_source
-from foundation.data.containers.root import entries_of, trees_of
-from foundation.data.containers.source import Array, Ragged
-from foundation.data.containers.writing import ArrayWriter, write_arrays
+from foundation.data.formats.containers.opening import container_of, open_source
+from foundation.data.formats.containers.root import entries_of, trees_of
+from foundation.data.formats.containers.source import Array, Ragged
+from foundation.data.formats.containers.writing import ArrayWriter, write_arrays
 from foundation.errors import DataError
 
 from container_files import KINDS, LENGTHS, equal, joined, read, sample, settings_of, vectors, write

@@ -8,12 +8,12 @@ import h5py
 import numpy as np
 import pytest
 
-from foundation.data.containers.source import Array
+from foundation.data.formats.containers.source import Array
 from foundation.errors import DataError
 
 from container_files import KINDS, equal, read, sample, write
 
-# Damage. Where nothing has a checksum (see foundation/data/containers/damage.py) wrong numbers can come out.
+# Damage. Where nothing has a checksum (see foundation/data/formats/containers/damage.py) wrong numbers can come out.
 
 UNCHECKED = {
     "root": {"part_px", "part_charge", "part_isMuon", "jet_pt", "event", "image"},

@@ -21,8 +21,8 @@ from foundation.data import dask_workers
 from foundation.data.card_format import Files, RandomSplit
 from foundation.data.cards import DatasetCard, load_card
 from foundation.data.files import read_many, read_point_clouds
+from foundation.data.formats.reading import MAX_RANGE
 from foundation.data.importing import ALL, ImportSummary, import_dataset, random_members, splits_of
-from foundation.data.reading import MAX_RANGE
 from foundation.errors import DataError
 
 CLASSES = ("g", "q", "t", "w", "z")

@@ -11,11 +11,11 @@ from dataset_files import JETS, SHOWERS, card_of, jet_arrays, shower_arrays, wri
 
 from foundation.data.cards import DatasetCard
 from foundation.data.files import write_point_clouds
-from foundation.data.inspection import inspect
+from foundation.data.formats.reading import read_file
+from foundation.data.inspect.inspection import inspect
+from foundation.data.inspect.sanity import RULES, warnings
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import to_offsets
-from foundation.data.reading import read_file
-from foundation.data.sanity import RULES, warnings
 from foundation.errors import DataError
 
 CARDS = [card_of(SHOWERS), card_of(JETS)]

@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from foundation.data.card_format import ByValue, Conversion, FileFormat, LabelFile, LabelNumber, LabelOneHot, OneHot
 from foundation.data.cards import Attribute, DatasetCard, Feature
-from foundation.data.conversions import category_arrays, convert, label_arrays, labels_of, steps_of
-from foundation.data.quantities import Quantities, wrapped
-from foundation.data.units import unit_factor
+from foundation.data.formats.conversions import category_arrays, convert, label_arrays, labels_of, steps_of
+from foundation.data.formats.quantities import Quantities, wrapped
+from foundation.data.formats.units import unit_factor
 from foundation.errors import DataError
 
 COUNTS = np.array([3, 0, 2], np.int64)

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foundation.data import reading
 from foundation.data.cards import DatasetCard
 from foundation.data.files import write_point_clouds
+from foundation.data.formats import reading
+from foundation.data.formats.read_report import ReadReport
+from foundation.data.formats.reading import open_file, plan, read_file, read_range, with_features
+from foundation.data.formats.writing import write_file
 from foundation.data.point_clouds import PointClouds
-from foundation.data.read_report import ReadReport
-from foundation.data.reading import open_file, plan, read_file, read_range, with_features
-from foundation.data.writing import write_file
 from foundation.errors import DataError
 
 PLACES = 6

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundation.data.collisions import hits_outside, resolve
+from foundation.data.formats.voxels import hits_to_images, image_shape, images_to_hits
 from foundation.data.geometry import CartesianGeometry, CylindricalGeometry, LayerGroup, RingLayers, n_voxels
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import to_offsets
-from foundation.data.voxels import hits_to_images, image_shape, images_to_hits
 from foundation.errors import DataError
 
 from conftest import toy_showers

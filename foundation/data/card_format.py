@@ -97,9 +97,7 @@ class PointRows(Section):
     columns: tuple[str, ...] = Field(min_length=1)
 
 
-Points = Annotated[
-    RaggedPoints | LinkedPoints | PaddedPoints | VoxelImages | PointRows, Field(discriminator="layout")
-]
+Points = Annotated[RaggedPoints | LinkedPoints | PaddedPoints | VoxelImages | PointRows, Field(discriminator="layout")]
 
 
 class Conversion(Section):

@@ -26,8 +26,8 @@ from foundation.data.card_format import LabelFile, RandomSplit
 from foundation.data.cards import DatasetCard
 from foundation.data.dask_workers import Run, running
 from foundation.data.files import write_point_clouds
-from foundation.data.read_report import ReadReport
-from foundation.data.reading import Range, open_file, plan, with_features
+from foundation.data.formats.read_report import ReadReport
+from foundation.data.formats.reading import Range, open_file, plan, with_features
 from foundation.errors import DataError
 
 SCHEMA = "foundation/import/1"

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from foundation.data.by_card import clouds_of_card
 from foundation.data.cards import DatasetCard, ShowerSimulator
+from foundation.data.formats.units import unit_factor
 from foundation.data.geometry import Geometry
 from foundation.data.point_clouds import PointClouds
-from foundation.data.units import unit_factor
 from foundation.errors import DataError, did_you_mean
 
 Floats = NDArray[np.float64]

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from foundation.console import say
 from foundation.data.cards import DatasetCard, load_card
 from foundation.data.files import point_cloud_file_size, read_many
+from foundation.data.formats.reading import with_features
 from foundation.data.point_clouds import PointClouds
-from foundation.data.reading import with_features
 from foundation.errors import DataError, RecipeError, did_you_mean
 from foundation.recipe.artifact import Artifact
 from foundation.recipe.running import StageContext

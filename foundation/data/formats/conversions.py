@@ -22,8 +22,8 @@ from foundation.data.card_format import (
     OneHot,
 )
 from foundation.data.cards import DatasetCard, Feature
-from foundation.data.quantities import Quantities
-from foundation.data.units import unit_factor
+from foundation.data.formats.quantities import Quantities
+from foundation.data.formats.units import unit_factor
 from foundation.errors import DataError
 
 Function = Callable[[NDArray], NDArray]

@@ -18,7 +18,7 @@ from foundation.data.card_format import (
     VoxelImages,
 )
 from foundation.data.cards import DatasetCard
-from foundation.data.quantities import OBJECT_RULES, POINT_RULES, SUMS
+from foundation.data.formats.quantities import OBJECT_RULES, POINT_RULES, SUMS
 
 UNDONE = {"log": "natural logarithm", "log1p": "log(1 + x)", "tanh": "tanh"}
 

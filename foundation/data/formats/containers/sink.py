@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from foundation.data.containers.source import Array
+from foundation.data.formats.containers.source import Array
 
 
 class Sink(ABC):

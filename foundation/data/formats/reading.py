@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from foundation.data.by_card import clouds_and_moved
 from foundation.data.cards import DatasetCard
-from foundation.data.containers.opening import container_of, open_source
-from foundation.data.containers.source import Source
-from foundation.data.conversions import convert, labels_of
 from foundation.data.files import is_point_cloud_file, point_cloud_file_size, read_point_clouds
-from foundation.data.layouts import Part, keys_of, parts_of, read_raw
+from foundation.data.formats.containers.opening import container_of, open_source
+from foundation.data.formats.containers.source import Source
+from foundation.data.formats.conversions import convert, labels_of
+from foundation.data.formats.layouts import Part, keys_of, parts_of, read_raw
+from foundation.data.formats.read_report import ReadReport
+from foundation.data.formats.soundness import points_outside, wrong_objects
 from foundation.data.point_clouds import PointClouds
-from foundation.data.read_report import ReadReport
-from foundation.data.soundness import points_outside, wrong_objects
 from foundation.errors import DataError, did_you_mean
 
 # Arrays of a range as they lie in the file, in bytes. All that is made of them takes a few times as much.

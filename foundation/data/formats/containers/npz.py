@@ -17,10 +17,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from foundation.data.containers.damage import damage_as_data_error
-from foundation.data.containers.keyed import Held, KeyedSource, native, not_numbers, shape_in_words
-from foundation.data.containers.sink import Sink
-from foundation.data.containers.source import Array, Ragged
+from foundation.data.formats.containers.damage import damage_as_data_error
+from foundation.data.formats.containers.keyed import Held, KeyedSource, native, not_numbers, shape_in_words
+from foundation.data.formats.containers.sink import Sink
+from foundation.data.formats.containers.source import Array, Ragged
 from foundation.errors import DataError
 
 BLOCK = 2**20

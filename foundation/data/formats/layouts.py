@@ -21,10 +21,10 @@ from foundation.data.card_format import (
     VoxelImages,
 )
 from foundation.data.cards import DatasetCard
-from foundation.data.containers.source import Array, Ragged, Source
-from foundation.data.quantities import Quantities
+from foundation.data.formats.containers.source import Array, Ragged, Source
+from foundation.data.formats.quantities import Quantities
+from foundation.data.formats.voxels import images_to_hits
 from foundation.data.ragged import to_offsets
-from foundation.data.voxels import images_to_hits
 from foundation.errors import DataError
 
 Counts = NDArray[np.int64]

@@ -23,14 +23,14 @@ from foundation.data.card_format import (
 )
 from foundation.data.cards import DatasetCard
 from foundation.data.collisions import resolve
-from foundation.data.containers.source import Array, Ragged
-from foundation.data.containers.writing import ArrayWriter
-from foundation.data.conversions import category_arrays, label_arrays, steps_of
+from foundation.data.formats.containers.source import Array, Ragged
+from foundation.data.formats.containers.writing import ArrayWriter
+from foundation.data.formats.conversions import category_arrays, label_arrays, steps_of
+from foundation.data.formats.quantities import Quantities
+from foundation.data.formats.units import unit_factor
+from foundation.data.formats.voxels import hits_to_images
 from foundation.data.point_clouds import PointClouds
-from foundation.data.quantities import Quantities
 from foundation.data.ragged import ragged_arange
-from foundation.data.units import unit_factor
-from foundation.data.voxels import hits_to_images
 from foundation.errors import DataError
 
 

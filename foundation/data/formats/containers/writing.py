@@ -12,11 +12,11 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.data.containers.damage import DAMAGE
-from foundation.data.containers.keyed import Key, not_numbers
-from foundation.data.containers.opening import CONTAINERS
-from foundation.data.containers.sink import Sink
-from foundation.data.containers.source import Array, Ragged
+from foundation.data.formats.containers.damage import DAMAGE
+from foundation.data.formats.containers.keyed import Key, not_numbers
+from foundation.data.formats.containers.opening import CONTAINERS
+from foundation.data.formats.containers.sink import Sink
+from foundation.data.formats.containers.source import Array, Ragged
 from foundation.errors import DataError, did_you_mean
 
 
@@ -110,22 +110,22 @@ class ArrayWriter:
     def _new_sink(self, path: Path) -> Sink:
         # The libraries take a second to import, so only the one that is needed is.
         if self._container == "root":
-            from foundation.data.containers.root import RootSink
+            from foundation.data.formats.containers.root import RootSink
 
             return RootSink(path, self._tree or "", self._rntuple, self._attributes)
         if self._container == "parquet":
-            from foundation.data.containers.parquet import ParquetSink
+            from foundation.data.formats.containers.parquet import ParquetSink
 
             return ParquetSink(path, self._attributes)
         if self._container == "npz":
-            from foundation.data.containers.npz import NpzSink
+            from foundation.data.formats.containers.npz import NpzSink
 
             return NpzSink(path, self._attributes)
         if self._container == "showerdata":
-            from foundation.data.containers.showerdata import ShowerdataSink
+            from foundation.data.formats.containers.showerdata import ShowerdataSink
 
             return ShowerdataSink(path, self._attributes)
-        from foundation.data.containers.hdf5 import Hdf5Sink
+        from foundation.data.formats.containers.hdf5 import Hdf5Sink
 
         return Hdf5Sink(path, self._attributes)
 

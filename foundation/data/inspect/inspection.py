@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from foundation.data import sanity
-from foundation.data.card_fit import NEAR, Fit, fit
 from foundation.data.cards import DatasetCard, card_paths, load_card
+from foundation.data.describe.text_table import table_lines
 from foundation.data.files import is_point_cloud_file, point_cloud_file_size, read_point_clouds
+from foundation.data.formats.reading import open_file
+from foundation.data.inspect import sanity
+from foundation.data.inspect.card_fit import NEAR, Fit, fit
 from foundation.data.point_clouds import PointClouds
-from foundation.data.reading import open_file
-from foundation.data.text_table import table_lines
 from foundation.errors import DataError
 
 FIRST_OBJECTS = 2000
@@ -135,7 +135,7 @@ def inspect(path: Path, cards: Sequence[DatasetCard] | None = None) -> Inspectio
 
 def _fits(path: Path, cards: Sequence[DatasetCard]) -> tuple[str, dict[str, str], tuple[Fit, ...]]:
     """The container, what is in it, and the cards that fit or nearly do, the best first."""
-    from foundation.data.containers.opening import container_of, open_source
+    from foundation.data.formats.containers.opening import container_of, open_source
 
     container = container_of(path)
     if container is None:
@@ -161,14 +161,14 @@ def _fits(path: Path, cards: Sequence[DatasetCard]) -> tuple[str, dict[str, str]
 
 
 def _trees(path: Path) -> tuple[str, ...]:
-    from foundation.data.containers.root import trees_of
+    from foundation.data.formats.containers.root import trees_of
 
     return trees_of(path)
 
 
 def _describe(path: Path, container: str) -> dict[str, str]:
     """The arrays of a file that no card is for; of a ROOT file, those of all its trees."""
-    from foundation.data.containers.opening import open_source
+    from foundation.data.formats.containers.opening import open_source
 
     if container != "root":
         with open_source(path, container, None) as source:

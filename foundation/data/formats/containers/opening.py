@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foundation.data.containers.damage import damage_as_data_error
-from foundation.data.containers.source import Source
+from foundation.data.formats.containers.damage import damage_as_data_error
+from foundation.data.formats.containers.source import Source
 from foundation.errors import DataError, did_you_mean
 
 CONTAINERS = ("root", "parquet", "hdf5", "npz", "showerdata")
@@ -53,22 +53,22 @@ def open_source(path: Path, container: str, tree: str | None = None) -> Source:
 def _opened(path: Path, container: str, tree: str | None) -> Source:
     # The libraries take a second to import, so only the one that is needed is.
     if container == "root":
-        from foundation.data.containers.root import RootSource
+        from foundation.data.formats.containers.root import RootSource
 
         return RootSource(path, tree)
     if container == "parquet":
-        from foundation.data.containers.parquet import ParquetSource
+        from foundation.data.formats.containers.parquet import ParquetSource
 
         return ParquetSource(path)
     if container == "npz":
-        from foundation.data.containers.npz import NpzSource
+        from foundation.data.formats.containers.npz import NpzSource
 
         return NpzSource(path)
     if container == "showerdata":
-        from foundation.data.containers.showerdata import ShowerdataSource
+        from foundation.data.formats.containers.showerdata import ShowerdataSource
 
         return ShowerdataSource(path)
-    from foundation.data.containers.hdf5 import Hdf5Source
+    from foundation.data.formats.containers.hdf5 import Hdf5Source
 
     return Hdf5Source(path)
 
@@ -95,7 +95,7 @@ def _by_content(path: Path) -> str | None:
 
 
 def _kind_of_hdf5(path: Path) -> str:
-    from foundation.data.containers.hdf5 import has_attribute
+    from foundation.data.formats.containers.hdf5 import has_attribute
 
     try:
         return "showerdata" if has_attribute(path, "showerdata_version") else "hdf5"

@@ -12,10 +12,10 @@ import numpy as np
 
 from foundation.data.card_format import FileFormat, PaddedPoints, PointRows, RaggedPoints, VoxelImages
 from foundation.data.cards import DatasetCard
-from foundation.data.containers.keyed import Key
-from foundation.data.containers.source import Array, Ragged, Source
+from foundation.data.formats.containers.keyed import Key
+from foundation.data.formats.containers.source import Array, Ragged, Source
+from foundation.data.formats.layouts import keys_of
 from foundation.data.geometry import n_voxels
-from foundation.data.layouts import keys_of
 from foundation.errors import DataError, did_you_mean
 
 NEAR = 0.5

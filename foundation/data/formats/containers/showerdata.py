@@ -16,10 +16,10 @@ import numpy as np
 import showerdata
 from numpy.typing import NDArray
 
-from foundation.data.containers.damage import damage_as_data_error
-from foundation.data.containers.hdf5 import Hdf5Source
-from foundation.data.containers.sink import Sink
-from foundation.data.containers.source import Array, Ragged
+from foundation.data.formats.containers.damage import damage_as_data_error
+from foundation.data.formats.containers.hdf5 import Hdf5Source
+from foundation.data.formats.containers.sink import Sink
+from foundation.data.formats.containers.source import Array, Ragged
 from foundation.data.ragged import ragged_arange
 from foundation.errors import DataError, did_you_mean
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from foundation.data.card_format import Download, Files
 from foundation.data.cards import DatasetCard, Feature, GFlashShowers, PythiaJets
-from foundation.data.format_words import (
+from foundation.data.describe.format_words import (
     conversion_words,
     feature_source,
     label_words,

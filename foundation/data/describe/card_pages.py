@@ -1,6 +1,6 @@
 """Cards as pages: Markdown for the documentation, aligned text for a terminal.
 
-python -m foundation.data.card_pages docs/reference/datasets
+python -m foundation.data.describe.card_pages docs/reference/datasets
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from foundation.data.card_content import Block, Chapter, Commands, Items, Table, chapters
 from foundation.data.cards import DatasetCard, card_paths, load_card
-from foundation.data.text_table import WIDTH, table_lines
+from foundation.data.describe.card_content import Block, Chapter, Commands, Items, Table, chapters
+from foundation.data.describe.text_table import WIDTH, table_lines
 from foundation.errors import DataError
 
-NOTE = "<!-- made from the card by: python -m foundation.data.card_pages docs/reference/datasets -->"
+NOTE = "<!-- made from the card by: python -m foundation.data.describe.card_pages docs/reference/datasets -->"
 
 
 def card_page(card: DatasetCard) -> str:
@@ -112,9 +112,9 @@ def _plain(chapter: Chapter) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m foundation.data.card_pages FOLDER`."""
+    """`python -m foundation.data.describe.card_pages FOLDER`."""
     if len(arguments) != 1:
-        print("usage: python -m foundation.data.card_pages FOLDER", file=sys.stderr)
+        print("usage: python -m foundation.data.describe.card_pages FOLDER", file=sys.stderr)
         return 2
     try:
         pages = write_pages(Path(arguments[0]))

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.data.containers.damage import check_size
-from foundation.data.containers.source import Array, Ragged, Source
+from foundation.data.formats.containers.damage import check_size
+from foundation.data.formats.containers.source import Array, Ragged, Source
 from foundation.errors import DataError, did_you_mean
 
 PART_OF_ARRAY = re.compile(r"(?P<name>.+)\[(?P<index>\d+)(?P<across>,:)?\]")

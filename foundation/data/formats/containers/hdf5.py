@@ -17,11 +17,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.data.containers.damage import check_size, damage_as_data_error
-from foundation.data.containers.hdf5_heap import check_vectors
-from foundation.data.containers.keyed import Held, Key, KeyedSource, native, not_numbers, shape_in_words
-from foundation.data.containers.sink import Sink
-from foundation.data.containers.source import Array, Ragged
+from foundation.data.formats.containers.damage import check_size, damage_as_data_error
+from foundation.data.formats.containers.hdf5_heap import check_vectors
+from foundation.data.formats.containers.keyed import Held, Key, KeyedSource, native, not_numbers, shape_in_words
+from foundation.data.formats.containers.sink import Sink
+from foundation.data.formats.containers.source import Array, Ragged
 from foundation.data.ragged import to_offsets
 from foundation.errors import DataError
 

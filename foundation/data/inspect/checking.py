@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.console import Progress
-from foundation.data import sanity
 from foundation.data.card_format import PaddedPoints
 from foundation.data.cards import DatasetCard
+from foundation.data.describe.text_table import table_lines
+from foundation.data.formats.read_report import ReadReport
+from foundation.data.formats.reading import ObjectFile, open_file
+from foundation.data.formats.soundness import wrong_objects
+from foundation.data.inspect import sanity
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import ragged_arange
-from foundation.data.read_report import ReadReport
-from foundation.data.reading import ObjectFile, open_file
-from foundation.data.soundness import wrong_objects
-from foundation.data.text_table import table_lines
 from foundation.errors import DataError
 
 Severity = Literal["error", "warning", "info"]

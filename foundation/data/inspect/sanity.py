@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.data.cards import DatasetCard
+from foundation.data.formats.units import UNITS, unit_factor
 from foundation.data.point_clouds import PointClouds
-from foundation.data.units import UNITS, unit_factor
 from foundation.errors import DataError
 
 Measure = Callable[[PointClouds], float | None]

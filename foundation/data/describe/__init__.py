@@ -1,0 +1,1 @@
+"""Dataset cards as text, for terminals and for the pages of the reference."""

@@ -1,0 +1,1 @@
+"""What is in a file or a dataset: which card fits, first statistics, what is wrong."""
