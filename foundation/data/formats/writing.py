@@ -84,6 +84,12 @@ def writable_format(card: DatasetCard) -> FileFormat:
         raise DataError(f"card '{card.name}' does not say how files are laid out: nothing can be written in its format")
     if isinstance(form.points, LinkedPoints) or (isinstance(form.points, VoxelImages) and "{" in form.points.key):
         raise DataError(f"files of '{card.name}' ({form.points.layout}) can be read but not written")
+    if isinstance(form.points, PaddedPoints) and form.points.key in {
+        k.partition("[")[0] for k in form.objects.values()
+    }:
+        raise DataError(
+            f"files of '{card.name}' can be read but not written: points and quantities of the object share one array"
+        )
     if isinstance(form.points, VoxelImages) and card.geometry is None:
         raise DataError(f"card '{card.name}' has images of voxels, but no geometry")
     return form

@@ -128,7 +128,8 @@ RULES = (
     Rule("jet", "sum of pt_rel", sum_of_pt_rel, 0.2, 5,
          "looks like values that were scaled, or most constituents are missing",
          "looks like pT itself and not relative to the jet"),
-    Rule("jet", "largest angle [rad]", largest_angle, None, 2 * np.pi + 1e-3, "",
+    # A constituent's azimuth may be that of its jet plus up to pi, not wrapped (EnergyFlow).
+    Rule("jet", "largest angle [rad]", largest_angle, None, 3 * np.pi + 1e-3, "",
          "looks like degrees where the card says radians"),
     Rule("shower", "largest angle [rad]", largest_angle, None, 2 * np.pi + 1e-3, "",
          "looks like degrees where the card says radians"),

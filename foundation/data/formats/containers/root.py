@@ -22,6 +22,8 @@ from foundation.errors import DataError, did_you_mean
 TREES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple")
 LARGEST_WINDOW = 2**29
 """Bytes of whole baskets that are kept for the next range: beyond it, baskets at the edges are unpacked twice."""
+UNPACKED = 3.0
+"""Size of numbers in memory over that in an RNTuple's file, about."""
 ENTRIES_PER_BASKET = 8192
 """Of files that are written: a range of entries then unpacks little more than itself."""
 
@@ -95,11 +97,12 @@ class RootSource(KeyedSource):
         with damage_as_data_error(self.path, name):
             branch = self._tree[name]
             entries, kind = int(branch.num_entries), str(branch.typename)
-            sample = branch.array(entry_stop=min(entries, 100), array_cache=None).layout if self._is_rntuple else None
-            dtype, inner, ragged = _type_of_layout(sample) if self._is_rntuple else _type_of_branch(branch)
-            if sample is not None:
-                size = sample.nbytes / max(1, min(entries, 100))
+            if self._is_rntuple:
+                dtype, inner, ragged = _type_of_form(branch.to_akform())
+                # Reading a few entries would unpack whole clusters; the file's size says enough for the size of ranges.
+                size = UNPACKED * self.path.stat().st_size / max(1, entries) / len(self._keys)
             else:
+                dtype, inner, ragged = _type_of_branch(branch)
                 size = branch.uncompressed_bytes / max(1, entries)
         if dtype is None:
             return Held((entries,), size, f"{kind} [{entries}]", unreadable="only numbers and vectors of them are read")
@@ -150,7 +153,12 @@ class RootSource(KeyedSource):
         return self._boundaries[names]
 
     def _arrays(self, names: tuple[str, ...], start: int, stop: int) -> dict[str, Array]:
-        options = {"entry_start": start, "entry_stop": stop, "array_cache": None, "library": "ak"}
+        options: dict[str, Any] = {"entry_start": start, "entry_stop": stop, "array_cache": None}
+        if self._is_rntuple:
+            # All at once: a field alone would unpack the pages of all the others too.
+            table = self._tree.arrays(list(names), **options)
+            return {name: _of_layout(table[name].layout) for name in names}
+        options["library"] = "ak"
         return {name: _of_layout(self._tree[name].array(**options).layout) for name in names}
 
 
@@ -164,15 +172,19 @@ def _type_of_branch(branch: Any) -> tuple[np.dtype | None, tuple[int, ...], bool
     return content.to_dtype.base.newbyteorder("="), tuple(content.inner_shape), ragged
 
 
-def _type_of_layout(layout: Any) -> tuple[np.dtype | None, tuple[int, ...], bool]:
+def _type_of_form(form: Any) -> tuple[np.dtype | None, tuple[int, ...], bool]:
+    """As `_type_of_branch`, of a field of an RNTuple."""
+    form = form[0] if isinstance(form, tuple) else form
+    if form.is_record and len(form.contents) == 1:
+        form = form.contents[0]
     inner: tuple[int, ...] = ()
-    ragged = bool(layout.is_list and not layout.is_regular)
-    content = layout.content if ragged else layout
+    ragged = bool(form.is_list and not form.is_regular)
+    content = form.content if ragged else form
     while content.is_regular:
         inner, content = (*inner, content.size), content.content
     if not content.is_numpy or content.parameter("__array__") is not None or (ragged and inner):
         return None, (), False
-    return content.data.dtype, (*inner, *content.data.shape[1:]), ragged
+    return np.dtype(content.primitive), (*inner, *content.inner_shape), ragged
 
 
 def _of_layout(layout: Any) -> Array:
