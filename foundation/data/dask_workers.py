@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from foundation.console import say
+from foundation.data.interrupts import interrupts_held_back
 from foundation.errors import DataError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _local_client(workers: int) -> Iterator[Client]:
     from distributed.system import MEMORY_LIMIT
 
     with dask.config.set(LOCAL_SETTINGS):
-        with _interrupts_held_back():
+        with interrupts_held_back():
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
@@ -137,13 +137,3 @@ def _workers_of(scheduler: str) -> int:
     if found.get("type") != "Scheduler":
         raise DataError(f"'{scheduler}' is the address of a Dask {found.get('type')}, not of its scheduler")
     return len(found["workers"])
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Hold Ctrl-C back while processes start: they inherit the mask, so that it interrupts this process alone."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -27,6 +26,7 @@ import h5py
 from foundation.console import Progress
 from foundation.data.cards import DatasetCard, Geant4Showers, PythiaJets
 from foundation.data.files import write_point_clouds
+from foundation.data.interrupts import interrupts_held_back
 from foundation.data.point_clouds import PointClouds
 from foundation.data.simulate.geant4 import GEANT4_SOFTWARE, geant4_showers
 from foundation.data.simulate.gflash import SHOWER_SOFTWARE, showers_and_provenance
@@ -159,7 +159,7 @@ def _software(card: DatasetCard) -> tuple[str, ...]:
 def _run_parallel(jobs: list[Job], workers: int, progress: Progress) -> None:
     """Run the jobs in `workers` processes; whatever ends this process, or this function, ends them too."""
     with _workers(workers) as executor:
-        with _interrupts_held_back():
+        with interrupts_held_back():
             running: dict[Future[None], Job] = {executor.submit(run_job, job): job for job in jobs}
         for future in as_completed(running):
             try:
@@ -189,16 +189,6 @@ def _workers(number: int) -> Iterator[ProcessPoolExecutor]:
             executor.shutdown(wait=True, cancel_futures=True)
             raise
         executor.shutdown(wait=True)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Hold Ctrl-C back while processes start: they inherit the mask, so that it interrupts the parent alone."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(read_end: Connection) -> None:
