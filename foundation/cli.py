@@ -1,4 +1,4 @@
-"""The command line: `foundation run | validate | show | list | data | schema`. Commands import what is heavy."""
+"""The command line: `foundation run | validate | show | list | data | shards | schema`; heavy imports come late."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import foundation
 from foundation.console import is_main_process, say
 from foundation.data_cli import add_data_commands, dataset_rows
 from foundation.errors import FoundationError
+from foundation.shards_cli import add_shards_commands
 
 OK, BUG, MISTAKE, INTERRUPTED, TERMINATED, CLOSED_PIPE = 0, 1, 2, 130, 143, 141
 
@@ -36,6 +37,7 @@ examples:
   foundation validate my.yaml                   all mistakes at once, with file and line
   foundation show my.yaml                       every setting, and which stage uses which
   foundation data --help                        read, check, plot, import and write files of datasets
+  foundation shards --help                      look at, check, merge and plan with tokenised data
   accelerate launch --num_processes 8 -m foundation run my.yaml
 
 exit codes:
@@ -144,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
 
     add_data_commands(commands)
+    add_shards_commands(commands)
 
     schema = commands.add_parser("schema", help="print the JSON schema of a recipe, for completion in an editor")
     schema.set_defaults(command=_schema)

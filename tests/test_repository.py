@@ -31,7 +31,9 @@ from foundation.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 # A package may import those before it; errors and console may be imported by all.
-ORDER = "data tokens stream model tasks train generate evaluate registry recipe data_cli cli __main__".split()
+ORDER = (
+    "data tokens stream model tasks train generate evaluate registry recipe data_cli shards_cli cli __main__".split()
+)
 # What a recipe can set, typed where it belongs; it needs nothing of its package.
 SETTINGS = {"foundation.model.config", "foundation.train.config", "foundation.tokens.config"}
 MAXIMUM_LINES = 400

@@ -36,6 +36,8 @@ def restricted_cross_entropy(
 
     hidden [T, D], weight [vocabulary, D], targets and slots [T, S] with -1 where nothing is predicted.
     """
+    if not bool((slots >= 0).any()):
+        return 0.0 * hidden.sum(dtype=torch.float32)  # nothing to learn, but every rank takes part in the backward pass
     total = hidden.new_zeros((), dtype=torch.float32)
     for number, slot in enumerate(table):
         step, column = torch.nonzero(slots == number, as_tuple=True)

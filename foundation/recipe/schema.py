@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from foundation.model.config import TransformerConfig
 from foundation.tokens.config import PerFeatureConfig, VqVaeConfig
@@ -117,10 +117,24 @@ class TokenizedDataset(Section):
 class Tokenize(StageSpec):
     """Build the shared vocabulary and write every split of every dataset as shards."""
 
+    version: ClassVar[int] = 2
     kind: Literal["tokenize"]
     datasets: tuple[TokenizedDataset, ...] = Field(min_length=1)
     streams: Literal["delayed", "interleaved"] = "delayed"
     """How several codes of a point are laid out: in one step, each a step later than the one before, or one by one."""
+    features: Literal["none", "float16", "float32"] = "none"
+    """Store the continuous features of every point beside its codes, transformed as the card says, in this type."""
+    block_sequences: int = Field(8192, ge=1)
+    """Most sequences of a block, the unit that is read, checked and packed at once; it also ends at about 1 MiB."""
+    shard_mb: int = Field(256, ge=1)
+    """Size of a shard in MiB, about."""
+    workers: int = Field(1, ge=1)
+    """Processes; each holds about 100 MiB of points, or one shard, in memory."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler, tcp://host:port, to work instead of processes of this machine."""
+
+    def execution_only(self) -> frozenset[str]:
+        return frozenset({"workers", "scheduler"})
 
     def references(self) -> dict[str, str]:
         found = {}
@@ -134,15 +148,72 @@ class TrainingStage(StageSpec):
     """What the stages that train share: all processes work together, and some settings do not change the result."""
 
     train: TrainConfig = TrainConfig()
+    on_bad_block: Literal["error", "skip"] = "error"
+    """At a damaged or missing block of a shard: stop, or leave its sequences out, count them and say so."""
+    too_long: Literal["leave_out", "error"] = "leave_out"
+    """At sequences longer than `row_tokens`: leave them out, count them and say so, or stop."""
+    prefetch: int = Field(2, ge=0)
+    """Steps whose batches a thread prepares ahead; 0 means no thread."""
+    shards_at: str | None = None
+    """Folder or URL that holds the shards, DATASET/SPLIT below it, where they were copied to another place."""
+    cache: str | None = None
+    """Folder for copies of remote shards, shared by the processes of a node."""
+    cache_gb: float = Field(100.0, gt=0)
+    """Size that the cache is kept to."""
 
     @property
     def needs_all_ranks(self) -> bool:
         return True
 
     def execution_only(self) -> frozenset[str]:
-        return frozenset(
-            f"train.{key}" for key in ("checkpoint_seconds", "keep_checkpoints", "log_every", "validate_every")
-        )
+        of_training = ("checkpoint_seconds", "keep_checkpoints", "log_every", "validate_every")
+        return frozenset({"prefetch", "shards_at", "cache", "cache_gb", *(f"train.{key}" for key in of_training)})
+
+
+Weights = Annotated[
+    dict[str, Annotated[float, Field(ge=0)]],
+    Field(min_length=1, json_schema_extra={"not": {"required": ["temperature"]}}),
+]
+"""Weight of each dataset, by tag; weights mean tokens."""
+
+
+class TemperatureMixture(Section):
+    """All datasets of the tokenize stage, weighted by their tokens to the power of 1 / temperature."""
+
+    temperature: float = Field(gt=0)
+    """1 takes the datasets as large as they are; the larger, the more equal are the weights."""
+
+
+class MixturePart(Section):
+    """Weights from a step on."""
+
+    from_step: int = Field(ge=0)
+    """First step with these weights."""
+    weights: Weights
+    """Weight of each dataset, by tag; a dataset that is not named has none."""
+
+
+def _in_order(parts: tuple[MixturePart, ...]) -> tuple[MixturePart, ...]:
+    steps = [part.from_step for part in parts]
+    if steps[:1] != [0] or sorted(set(steps)) != steps:
+        raise ValueError(f"the parts must begin with from_step: 0 and follow one another, not {steps}")
+    return parts
+
+
+def _kind_of_mixture(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "tuple"
+    named = isinstance(value, TemperatureMixture) or (isinstance(value, dict) and "temperature" in value)
+    return "TemperatureMixture" if named else "dict"
+
+
+# messages about mistakes find their place by the names of the types
+MixtureSpec = Annotated[
+    Annotated[TemperatureMixture, Tag("TemperatureMixture")]
+    | Annotated[tuple[MixturePart, ...], AfterValidator(_in_order), Tag("tuple")]
+    | Annotated[Weights, Tag("dict")],
+    Discriminator(_kind_of_mixture),
+]
 
 
 class Pretrain(TrainingStage):
@@ -151,8 +222,8 @@ class Pretrain(TrainingStage):
     kind: Literal["pretrain"]
     data: str
     """The tokenize stage."""
-    mixture: dict[str, float] = Field(min_length=1)
-    """Weight of each dataset, by tag; weights mean tokens."""
+    mixture: MixtureSpec
+    """Weight of each dataset, by tag; weights mean tokens. Or {temperature: T}, or a list of parts, see below."""
     model: TransformerConfig = TransformerConfig()
 
     def references(self) -> dict[str, str]:

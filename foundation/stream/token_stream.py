@@ -5,179 +5,62 @@ Nothing is remembered between steps except caches, so resuming is asking for the
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from foundation.console import warn
-from foundation.data.ragged import ragged_arange, to_offsets
 from foundation.errors import DataError
-from foundation.stream.mixture import MixtureSchedule
-from foundation.stream.packing import pack
+from foundation.stream.batches import Batch, gap_of, lay_out
+from foundation.stream.mixture import Mixture
 from foundation.stream.reading import Block, ShardedDataset
-from foundation.tokens.layout import Layout, Sequences
+from foundation.stream.row_stream import Rows, RowStream, StreamConfig
+from foundation.stream.rows import length_rule
+from foundation.tokens.layout import Layout
 
-CACHED_BLOCKS = 16
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Packed sequences of one micro-batch; no padding.
-
-    ids:      int64 [T, S]; input ids of every step
-    targets:  int64 [T, S]; id of the next step, -1 where none is predicted
-    slots:    int64 [T, S]; slot (legal range) of the target, -1 where none is predicted
-    positions: int64 [T]; step number inside its sequence
-    offsets:  int64 [B + 1]; sequence b owns steps offsets[b]:offsets[b + 1]
-    labels:   int64 [B]; class, also where the sequence does not show it
-    dataset:  int64 [B]; which dataset of the stream each sequence comes from
-    """
-
-    ids: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    slots: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    dataset: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """How sequences become batches."""
-
-    row_tokens: int
-    rows_per_step: int
-    seed: int
-    class_dropout: float = 0.0
-    """Fraction of sequences whose class is shown as `any`; redrawn every epoch."""
-    condition_dropout: float = 0.0
-    """The same for each condition."""
+__all__ = ["Batch", "StreamConfig", "TokenStream", "one_pass"]
 
 
 class TokenStream:
-    """Endless, mixed, deterministic stream over several sharded datasets."""
+    """Endless, mixed, deterministic stream of batches over several sharded datasets.
+
+    mixture: weights of the datasets, or a Mixture where they change with the step. Not for several threads at once.
+    """
 
     def __init__(
-        self, datasets: list[ShardedDataset], weights: list[float], layout: Layout, config: StreamConfig
+        self,
+        datasets: Sequence[ShardedDataset],
+        mixture: Mixture | Sequence[float],
+        layout: Layout,
+        config: StreamConfig,
     ) -> None:
-        self.datasets, self.layout, self.config = datasets, layout, config
-        self.schedule = MixtureSchedule(weights)
-        self._rows = [self._count_rows(d) for d in datasets]
-        self._order: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-        self._cache: OrderedDict[tuple[int, int, int], tuple[Sequences, Block, list[NDArray[np.int64]]]] = OrderedDict()
-
-    def _input_lengths(self, dataset: ShardedDataset, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-        # the last step of a sequence is only ever a target
-        return self.layout.lengths(dataset.tag, counts) - 1
-
-    def _count_rows(self, dataset: ShardedDataset) -> NDArray[np.int64]:
-        """Rows of every block; they depend on the lengths alone."""
-        rows, too_long = [], 0
-        for counts in dataset.lengths:
-            lengths = self._input_lengths(dataset, counts)
-            too_long += int((lengths > self.config.row_tokens).sum())
-            rows.append(len(pack(lengths, self.config.row_tokens)))
-        if sum(rows) == 0:
-            raise DataError(f"{dataset.folder}: no sequence fits into {self.config.row_tokens} tokens")
-        if too_long:
-            warn(
-                f"{dataset.folder}: {too_long} of {len(dataset)} sequences are longer than {self.config.row_tokens} "
-                "tokens and are left out; raise row_tokens to keep them"
-            )
-        return np.array(rows)
+        self.datasets, self.layout, self.config = list(datasets), layout, config
+        self._tags = [d.tag for d in datasets]
+        rules = [length_rule(layout, tag) for tag in self._tags]
+        self.rows = RowStream(datasets, mixture, rules, config, [gap_of(layout, tag) for tag in self._tags])
 
     def rows_per_epoch(self, dataset: int) -> int:
         """Rows that one pass over a dataset takes."""
-        return int(self._rows[dataset].sum())
+        return self.rows.rows_per_epoch(dataset)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Sequences of each dataset, by tag, that are longer than a row."""
+        return dict(zip(self._tags, self.rows.left_out, strict=True))
 
     def batches(self, step: int, rank: int = 0, world: int = 1, accumulation: int = 1) -> list[Batch]:
-        """This rank's micro-batches of this step: row r of the step goes to rank r mod world."""
+        """This rank's micro-batches of this step. The step's rows are the same for any number of ranks."""
         per_step = self.config.rows_per_step
         if per_step % (world * accumulation):
             raise DataError(
                 f"rows_per_step {per_step} cannot be divided over {world} ranks of {accumulation} micro-batches: "
                 f"choose a multiple of {world * accumulation}"
             )
-        mine = [step * per_step + r for r in range(rank, per_step, world)]
+        mine = self.rows.order.step(step, rank, world)
         size = len(mine) // accumulation
-        return [self._assemble(mine[i : i + size]) for i in range(0, len(mine), size)]
-
-    def _assemble(self, rows: list[int]) -> Batch:
-        parts = []
-        for g in rows:
-            dataset, index = self.schedule.row(g)
-            epoch, position = divmod(index, self.rows_per_epoch(dataset))
-            order, starts = self._epoch_order(dataset, epoch)
-            place = int(np.searchsorted(starts, position, side="right")) - 1
-            sequences, block, packed = self._block(dataset, epoch, int(order[place]))
-            parts.append((dataset, sequences, block.labels, packed[position - int(starts[place])]))
-        return join_sequences(parts)
-
-    def _epoch_order(self, dataset: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Order of the blocks in this epoch, and the first row of each."""
-        if (dataset, epoch) not in self._order:
-            rng = np.random.default_rng([self.config.seed, dataset, epoch])
-            order = rng.permutation(len(self._rows[dataset]))
-            self._order = {k: v for k, v in self._order.items() if k[0] != dataset}
-            self._order[dataset, epoch] = order, to_offsets(self._rows[dataset][order])
-        return self._order[dataset, epoch]
-
-    def _block(self, dataset: int, epoch: int, number: int) -> tuple[Sequences, Block, list[NDArray[np.int64]]]:
-        """Sequences of a block as this epoch shows them, and its rows in this epoch's order."""
-        key = (dataset, epoch, number)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        source = self.datasets[dataset]
-        block = source.block(number)
-        rng = np.random.default_rng([self.config.seed, dataset, epoch, number])
-        shuffle = rng.permutation(len(block))
-        lengths = self._input_lengths(source, np.diff(block.offsets))
-        rows = [shuffle[row] for row in pack(lengths[shuffle], self.config.row_tokens)]
-        rows = [rows[r] for r in rng.permutation(len(rows))]
-        hide_class = rng.random(len(block)) < self.config.class_dropout
-        hide_condition = rng.random(block.conditions.shape) < self.config.condition_dropout
-        sequences = self.layout.sequences(
-            source.tag,
-            block.codes,
-            block.offsets,
-            np.where(hide_class, -1, block.labels),
-            np.where(hide_condition, np.nan, block.conditions),
-        )
-        self._cache[key] = sequences, block, rows
-        if len(self._cache) > CACHED_BLOCKS:
-            self._cache.popitem(last=False)
-        return self._cache[key]
-
-
-def join_sequences(
-    parts: list[tuple[int, Sequences, NDArray[np.int64], NDArray[np.int64]]],
-) -> Batch:
-    """One batch out of (dataset, sequences, labels, which sequences) each."""
-    ids, targets, slots, counts, labels, dataset = [], [], [], [], [], []
-    for number, sequences, known, chosen in parts:
-        n = np.diff(sequences.offsets)[chosen] - 1
-        rows = np.repeat(sequences.offsets[chosen], n) + ragged_arange(n)
-        ids.append(sequences.ids[rows])
-        slots.append(sequences.slots[rows + 1])
-        targets.append(np.where(slots[-1] >= 0, sequences.ids[rows + 1], -1))
-        counts.append(n)
-        labels.append(known[chosen])
-        dataset.append(np.full(len(chosen), number))
-    steps = np.concatenate(counts)
-    return Batch(
-        ids=np.concatenate(ids),
-        targets=np.concatenate(targets),
-        slots=np.concatenate(slots),
-        positions=ragged_arange(steps),
-        offsets=to_offsets(steps),
-        labels=np.concatenate(labels),
-        dataset=np.concatenate(dataset),
-    )
+        return [
+            lay_out(self.layout, self._tags, self.rows.take(mine[first : first + size]), cursor=step + 1)
+            for first in range(0, len(mine), size)
+        ]
 
 
 def one_pass(
@@ -189,16 +72,31 @@ def one_pass(
     """
     left = len(dataset) if limit is None else min(limit, len(dataset))
     for number in range(dataset.n_blocks):
+        if left <= 0:
+            return
         block = dataset.block(number).first(left)
         left -= len(block)
-        if len(block) == 0:
-            return
-        labels = np.full(len(block), -1) if hide_class else block.labels
-        sequences = layout.sequences(dataset.tag, block.codes, block.offsets, labels, block.conditions)
-        used = np.cumsum(np.diff(sequences.offsets) - 1)
+        if block.bad:
+            continue
+        used = np.cumsum(layout.lengths(dataset.tag, np.diff(block.offsets)) - 1)
         first = 0
         while first < len(block):
             spent = used[first - 1] if first else 0
             last = max(first + 1, int(np.searchsorted(used, spent + max_tokens, side="right")))
-            yield join_sequences([(0, sequences, block.labels, np.arange(first, last))])
+            yield lay_out(layout, [dataset.tag], [_stored(block, first, last, hide_class)])
             first = last
+
+
+def _stored(block: Block, first: int, last: int, hide_class: bool) -> Rows:
+    """Sequences first .. last - 1 of a block as they are stored."""
+    labels = block.labels[first:last]
+    return Rows(
+        dataset=0,
+        codes=block.codes[block.offsets[first] : block.offsets[last]],
+        gap=0,
+        points=np.diff(block.offsets[first : last + 1]),
+        labels=labels,
+        shown=np.full(last - first, -1) if hide_class else labels,
+        conditions=block.conditions[first:last],
+        ids=block.ids[first:last],
+    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +21,11 @@ from torch import Tensor, nn
 from foundation.errors import TrainingError
 from foundation.tasks.base import Task, TensorBatch
 from foundation.train.config import TrainConfig
+from foundation.train.state import Piece, read_state, state_files, write_state
+from foundation.train.zero import partitioned_piece, sharded_piece, weights_follow
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others: longer than a cold compile or a slow shard takes."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,20 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+@contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Turn the error of a collective whose other processes died or hang into one that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no class of its own for it
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise TrainingError(
+            f"lost the other processes: one of them died, or did nothing for {TIMEOUT.total_seconds():.0f} s. Look for "
+            f"its message, then start the same command again: it goes on at the last checkpoint ({error})"
+        ) from None
+
+
 def parameter_groups(task: Task, config: TrainConfig) -> list[dict]:
     """Optimiser groups: matrices with weight decay, the rest without; each knows its peak learning rate."""
     head = {id(p) for p in task.head_parameters()}
@@ -51,8 +72,22 @@ def parameter_groups(task: Task, config: TrainConfig) -> list[dict]:
     return [{"params": p, "peak": rate, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
 
 
+def _check_processes(config: TrainConfig, processes: int) -> None:
+    """Raise TrainingError unless the rows of a step can be divided evenly over so many processes."""
+    rows, parts = config.rows_per_step, config.accumulation
+    if rows % (processes * parts) == 0:
+        return
+    possible = [str(n) for n in range(1, rows // parts + 1) if rows % (n * parts) == 0]
+    remedy = f"possible numbers of processes: {', '.join(possible)}" if possible else "change accumulation"
+    raise TrainingError(
+        f"rows_per_step {rows} with accumulation {parts} cannot be divided over {processes} processes: {remedy}"
+    )
+
+
 def make_engine(task: Task, config: TrainConfig) -> Engine:
     """The engine for the processes that were launched."""
+    _check_processes(config, world_size())
+    _forget_engine()
     groups = parameter_groups(task, config)
     optimizer = torch.optim.AdamW(groups, betas=config.betas, fused=True)
     if world_size() == 1:
@@ -60,10 +95,16 @@ def make_engine(task: Task, config: TrainConfig) -> Engine:
     return DeepSpeedEngine(task, optimizer, config)
 
 
+def _forget_engine() -> None:
+    """accelerate keeps its state in the process; the next stage, or one after an error, must not get it."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 class Engine:
     """One process: accelerate places the model; no process group, no DeepSpeed."""
-
-    kind = "single"
 
     def __init__(self, task: Task, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
         from accelerate import Accelerator
@@ -104,36 +145,43 @@ class Engine:
         """Rank 0's wish, told to all: decisions that depend on a clock must be the same everywhere."""
         return wish
 
-    def wait(self) -> None:
-        """Wait for all ranks."""
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of every parameter."""
+        return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self.task.named_parameters()}
 
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state into `folder`."""
-        torch.save({"model": self.task.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / "state.pt")
+        """Write this process's part of weights and optimiser state into `folder`. Raises OSError."""
+        write_state(state_files(folder, self.world)[self.rank], self._pieces(), self._updater())
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        state = torch.load(folder / "state.pt", map_location=self.device, weights_only=True)
-        self.task.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load(self, folder: Path, world: int) -> None:
+        """Read what `world` processes saved, with any engine and ZeRO stage."""
+        read_state(state_files(folder, world), self._pieces(), self._updater(), self.rank, self.world)
+
+    def _updater(self) -> torch.optim.Optimizer:
+        """The optimiser without its wrappers."""
+        return self.optimizer.optimizer
+
+    def _pieces(self) -> list[Piece]:
+        """What this process holds, whole; each parameter is written by one process."""
+        pieces = []
+        for i, (name, tensor) in enumerate([*self.task.named_parameters(), *self.task.named_buffers()]):
+            owner = tensor if tensor.requires_grad else None
+            written = i % self.world == self.rank
+            pieces.append(Piece(name, 0, tensor.data.view(-1), owner, written=written))
+        return pieces
 
     def weights(self) -> dict[str, Tensor]:
         """All weights; on other ranks than 0 possibly empty."""
         return self.task.state_dict()
 
     def close(self) -> None:
-        """Free what accelerate holds, so that the next stage can start afresh."""
-        from accelerate.state import AcceleratorState, GradientState
-
+        """Free what accelerate holds."""
         self.accelerator.free_memory()
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        _forget_engine()
 
 
 class DeepSpeedEngine(Engine):
     """Several processes: DeepSpeed ZeRO 0-3 through accelerate."""
-
-    kind = "deepspeed"
 
     def __init__(self, task: Task, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
         if not torch.cuda.is_available():
@@ -143,12 +191,12 @@ class DeepSpeedEngine(Engine):
 
         self.config = config
         # naming the backend is what makes accelerate use all processes on CPU: without it each trains alone as a world
-        # of one; `cpu=True` would do so too, but drops DeepSpeed. The timeout covers a cold compile or a slow shard.
+        # of one; `cpu=True` would do so too, but drops DeepSpeed.
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         self.accelerator = Accelerator(
             deepspeed_plugin=_plugin(config),
             gradient_accumulation_steps=config.accumulation,
-            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=timedelta(minutes=30))],
+            kwargs_handlers=[InitProcessGroupKwargs(backend=backend, timeout=TIMEOUT)],
         )
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         if self.world != world_size():
@@ -196,16 +244,24 @@ class DeepSpeedEngine(Engine):
         torch.distributed.broadcast(flag, 0)
         return bool(flag.item())
 
-    def wait(self) -> None:
-        self.accelerator.wait_for_everyone()
+    def load(self, folder: Path, world: int) -> None:
+        super().load(folder, world)
+        if self.config.zero_stage:
+            weights_follow(self.task, self._pieces(), self.model.optimizer, self.config.zero_stage)
 
-    def save(self, folder: Path) -> None:
-        self.model.save_checkpoint(str(folder), "state")
+    def _updater(self) -> torch.optim.Optimizer:
+        return self.model.optimizer.optimizer if self.config.zero_stage else self.model.optimizer
 
-    def load(self, folder: Path) -> None:
-        path, _ = self.model.load_checkpoint(str(folder), "state")
-        if path is None:
-            raise TrainingError(f"{folder}: DeepSpeed found no state to load there")
+    def _pieces(self) -> list[Piece]:
+        stage, zero, pieces = self.config.zero_stage, self.model.optimizer, super()._pieces()
+        if not stage:
+            return pieces
+        spread = {name: p for name, p in self.task.named_parameters() if p.requires_grad or stage == 3}
+        held = [
+            partitioned_piece(name, p, zero, self.rank) if stage == 3 else sharded_piece(name, p, zero)
+            for name, p in spread.items()
+        ]
+        return [p for p in pieces if p.name not in spread] + [p for p in held if p is not None]
 
     def weights(self) -> dict[str, Tensor]:
         return self.accelerator.get_state_dict(self.model)

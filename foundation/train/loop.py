@@ -14,11 +14,12 @@ from torch import Tensor
 
 from foundation.console import Progress, is_main_process, say, warn
 from foundation.errors import TrainingError
-from foundation.stream.token_stream import TokenStream
+from foundation.stream.prefetch import Prefetcher
+from foundation.stream.token_stream import Batch, TokenStream
 from foundation.tasks.base import Task, to_device
-from foundation.train.checkpoint import resume, save_checkpoint
+from foundation.train.checkpoint import how_resumed, resume, save_checkpoint
 from foundation.train.config import TrainConfig, learning_rate
-from foundation.train.engine import Engine, make_engine
+from foundation.train.engine import Engine, lost_processes_named, make_engine
 
 
 class MetricLogger(Protocol):
@@ -37,6 +38,7 @@ class Trained:
     summary: dict[str, object]
 
 
+@lost_processes_named()
 def train(
     task: Task,
     stream: TokenStream,
@@ -46,25 +48,32 @@ def train(
     seed: int,
     title: str,
     validate: Callable[[Task, torch.device], dict[str, float]],
+    prefetch: int = 0,
 ) -> Trained:
     """Train `task` on `stream` for config.steps steps, from the newest checkpoint in `folder` if there is one.
 
-    validate(task, device) is called by all ranks alike, so that it may contain collectives (ZeRO-3 gathers weights).
+    The checkpoint may be of another number of processes. validate(task, device) is called by all ranks alike, so that
+    it may contain collectives (ZeRO-3 gathers weights). A thread prepares `prefetch` steps ahead; 0 means no thread.
     """
     engine = make_engine(task, config)
     about = resume(folder / "checkpoints", engine) or {}
     first, tokens = int(about.get("step", 0)), int(about.get("tokens", 0))
-    if first:
-        say(f"  resumed at step {first} of {config.steps}")
+    if about:
+        say(f"  {how_resumed(about, engine, config.steps)}")
     lines = _MetricLines(folder / "metrics.jsonl", first)
     skipped_in_a_row = skipped = 0
     started = saved = time.monotonic()
-    with Progress(title, config.steps, "steps") as progress:
+
+    def prepare(step: int) -> list[Batch]:
+        return stream.batches(step, engine.rank, engine.world, config.accumulation)
+
+    ahead = Prefetcher(prepare, first, config.steps, prefetch)
+    with Progress(title, config.steps, "steps") as progress, ahead:
         progress.done = first
-        for step in range(first, config.steps):
+        for batches in ahead:
+            step = batches[-1].cursor - 1
             # one stream of random numbers per step and rank, so that dropout resumes exactly
             torch.manual_seed(_step_seed(seed, step, engine.rank))
-            batches = stream.batches(step, engine.rank, engine.world, config.accumulation)
             engine.set_learning_rate(learning_rate(step, config))
             task.train()
             result = engine.step([to_device(b, engine.device) for b in batches], sum(map(task.count, batches)))
@@ -87,13 +96,15 @@ def train(
             progress.advance(1, f"loss {result.loss:.3f}")
             if engine.all_agree(time.monotonic() - saved > config.checkpoint_seconds) and step + 1 < config.steps:
                 lines.flush()
-                save_checkpoint(folder / "checkpoints", engine, step + 1, {"tokens": tokens}, config.keep_checkpoints)
+                cursor = batches[-1].cursor
+                save_checkpoint(folder / "checkpoints", engine, cursor, {"tokens": tokens}, config.keep_checkpoints)
                 saved = time.monotonic()
     seconds = time.monotonic() - started
     validation = _validated(validate, task, engine)
     lines.add(config.steps, validation)
     lines.flush()
     logger.log_metrics(validation, config.steps)
+    bad_blocks = _bad_blocks(stream, engine)
     weights = engine.weights()
     engine.close()
     done = max(1, config.steps - first)
@@ -104,6 +115,8 @@ def train(
         "seconds_per_step": seconds / done,
         "skipped_steps": skipped,
         "processes": engine.world,
+        "left_out": stream.left_out,
+        "bad_blocks": bad_blocks,
     }
     return Trained(weights, validation, summary)
 
@@ -114,6 +127,17 @@ def _validated(
     task.eval()
     with torch.no_grad():
         return validate(task, engine.device)
+
+
+def _bad_blocks(stream: TokenStream, engine: Engine) -> dict[str, int]:
+    """Blocks of each dataset that any rank skipped, since the start or the last resume."""
+    counts = {}
+    for data in stream.datasets:
+        if data.on_bad_block == "skip":
+            seen = torch.zeros(data.n_blocks, device=engine.device)
+            seen[list(data.bad_blocks)] = 1.0
+            counts[data.tag] = int((engine.sum_over_ranks(seen) > 0).sum())
+    return counts
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

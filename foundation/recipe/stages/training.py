@@ -18,9 +18,11 @@ from foundation.model.transformer import Transformer, count_parameters
 from foundation.model.weights import ModelFolder, load_backbone, save_model
 from foundation.recipe.artifact import Artifact
 from foundation.recipe.running import StageContext
-from foundation.recipe.schema import Finetune, Pretrain
+from foundation.recipe.schema import Finetune, MixtureSpec, Pretrain, TemperatureMixture, TrainingStage
 from foundation.recipe.stages.models import model_folder
+from foundation.stream.mixture import Mixture, temperature_weights
 from foundation.stream.reading import ShardedDataset
+from foundation.stream.rows import length_rule
 from foundation.stream.token_stream import StreamConfig, TokenStream, one_pass
 from foundation.tasks.base import Task, to_device
 from foundation.tasks.classification import Classification
@@ -37,12 +39,12 @@ def pretrain(spec: Pretrain, context: StageContext) -> dict[str, Any]:
     tokens = context.artifact(spec.data)
     vocabulary = Vocabulary.load(tokens.folder / "vocabulary.json")
     layout = Layout(vocabulary, tokens.summary["streams"])
-    for tag in spec.mixture:
-        vocabulary.dataset(tag)
-    datasets = [open_split(tokens, tag, "train", vocabulary) for tag in spec.mixture]
-    held_out = {tag: open_split(tokens, tag, "validation", vocabulary) for tag in spec.mixture}
+    tags = tags_of(spec.mixture, vocabulary)
+    datasets = [open_split(tokens, tag, "train", vocabulary, spec) for tag in tags]
+    held_out = {tag: open_split(tokens, tag, "validation", vocabulary, spec) for tag in tags}
     task = Generation(new_backbone(spec.model, vocabulary, tokens, context.seed), layout)
-    stream = TokenStream(datasets, list(spec.mixture.values()), layout, _stream(spec.train, context.seed))
+    mixture = mixture_of(spec.mixture, datasets, layout)
+    stream = TokenStream(datasets, mixture, layout, _stream(spec, spec.train, context.seed))
     trained = train(
         task,
         stream,
@@ -52,11 +54,12 @@ def pretrain(spec: Pretrain, context: StageContext) -> dict[str, Any]:
         context.seed,
         "pretrain",
         _per_target_loss(held_out, layout, spec.train),
+        spec.prefetch,
     )
     if context.is_main:
         model = ModelFolder(spec.model, layout.mode, Generation.name, {}, vocabulary)
-        _leave_model(context.folder / "model", trained, model, tokens, list(spec.mixture))
-    return _summary(task, trained, {"datasets": list(spec.mixture), "vocabulary": vocabulary.digest})
+        _leave_model(context.folder / "model", trained, model, tokens, tags)
+    return _summary(task, trained, {"datasets": tags, "vocabulary": vocabulary.digest})
 
 
 def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
@@ -72,9 +75,12 @@ def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
     layout = model.layout
     settings = spec.train.model_copy(update={"class_dropout": 1.0})  # the answer must not be in the sequence
     task = Classification(backbone, len(entry.classes))
-    split = {name: open_split(tokens, spec.dataset, name, model.vocabulary) for name in ("validation", "test")}
-    labelled = open_split(tokens, spec.dataset, "train", model.vocabulary, spec.labels)
-    stream = TokenStream([labelled], [1.0], layout, _stream(settings, context.seed))
+    split = {
+        name: open_split(tokens, spec.dataset, name, model.vocabulary, spec)
+        for name in ("validation", "test")
+    }
+    labelled = open_split(tokens, spec.dataset, "train", model.vocabulary, spec, spec.labels)
+    stream = TokenStream([labelled], [1.0], layout, _stream(spec, settings, context.seed))
 
     def validate(task: Task, device: torch.device) -> dict[str, float]:
         labels, scores = class_scores(
@@ -82,7 +88,9 @@ def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
         )
         return {"validation_accuracy": float((scores.argmax(axis=1) == labels).mean())}
 
-    trained = train(task, stream, settings, context.folder, context.tracker, context.seed, spec.name, validate)
+    trained = train(
+        task, stream, settings, context.folder, context.tracker, context.seed, spec.name, validate, spec.prefetch
+    )
     facts: dict[str, Any] = {"labels": len(labelled), "start": spec.start, "classes": list(entry.classes)}
     if context.is_main:
         # a fresh module: under ZeRO-3 the trained one holds only this rank's part of the weights
@@ -114,14 +122,23 @@ def new_backbone(config: TransformerConfig, vocabulary: Vocabulary, tokens: Arti
 
 
 def open_split(
-    tokens: Artifact, tag: str, split: str, vocabulary: Vocabulary, limit: int | None = None
+    tokens: Artifact, tag: str, split: str, vocabulary: Vocabulary, spec: TrainingStage, limit: int | None = None
 ) -> ShardedDataset:
-    """A split of a dataset of the tokenize stage."""
+    """A split of a dataset of the tokenize stage; its shards may have been copied elsewhere."""
     home = tokens.folder / tag
     if not home.is_dir():
         tags = [p.name for p in tokens.folder.iterdir() if p.is_dir()]
         raise DataError(f"stage '{tokens.name}' has no dataset '{tag}'{did_you_mean(tag, tags)}")
-    return ShardedDataset(home / split, vocabulary.digest, limit)
+    folder = home / split if spec.shards_at is None else f"{spec.shards_at.rstrip('/')}/{tag}/{split}"
+    return ShardedDataset(
+        folder,
+        vocabulary.digest,
+        limit,
+        spec.on_bad_block,
+        None if spec.cache is None else Path(spec.cache).expanduser(),
+        expected={"tag": tag, "tokenizer": vocabulary.dataset(tag).tokenizer},
+        cache_bytes=int(spec.cache_gb * 1e9),
+    )
 
 
 def class_scores(
@@ -158,8 +175,38 @@ def _per_target_loss(
     return validate
 
 
-def _stream(config: TrainConfig, seed: int) -> StreamConfig:
-    return StreamConfig(config.row_tokens, config.rows_per_step, seed, config.class_dropout, config.condition_dropout)
+def tags_of(mixture: MixtureSpec, vocabulary: Vocabulary) -> list[str]:
+    """Datasets of a mixture, in the order in which they are first named."""
+    if isinstance(mixture, TemperatureMixture):
+        return list(vocabulary.datasets)
+    named = [mixture] if isinstance(mixture, dict) else [part.weights for part in mixture]
+    tags = list(dict.fromkeys(tag for weights in named for tag in weights))
+    for tag in tags:
+        vocabulary.dataset(tag)
+    return tags
+
+
+def mixture_of(mixture: MixtureSpec, datasets: list[ShardedDataset], layout: Layout) -> Mixture:
+    """What a recipe says, as weights of these datasets."""
+    if isinstance(mixture, TemperatureMixture):
+        rules = [length_rule(layout, d.tag) for d in datasets]
+        tokens = [r.scale * int(d.points.sum()) + r.extra * len(d) for r, d in zip(rules, datasets, strict=True)]
+        return Mixture(temperature_weights(tokens, mixture.temperature))
+    if isinstance(mixture, dict):
+        return Mixture(tuple(mixture[d.tag] for d in datasets))
+    parts = [(part.from_step, tuple(part.weights.get(d.tag, 0.0) for d in datasets)) for part in mixture]
+    return Mixture(parts[0][1], tuple(parts[1:]))
+
+
+def _stream(spec: TrainingStage, config: TrainConfig, seed: int) -> StreamConfig:
+    return StreamConfig(
+        config.row_tokens,
+        config.rows_per_step,
+        seed,
+        config.class_dropout,
+        config.condition_dropout,
+        spec.too_long,
+    )
 
 
 def _leave_model(folder: Path, trained: Trained, model: ModelFolder, tokens: Artifact, tags: list[str]) -> None:
