@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from foundation.recipe.yaml_source import (
@@ -73,6 +73,7 @@ def test_anchors_and_merge_keys_work() -> None:
 
 
 @given(TREES)
+@example({"_": "\x85", "a": "x\u2028y"})
 def test_what_is_written_is_read_back(tree: dict[str, Any]) -> None:
     again = plain(parse_yaml(dump_yaml(tree), "x"))
     assert again == tree

