@@ -53,7 +53,9 @@ def ragged_arange(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def to_offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Offsets [B + 1] of consecutive pieces with these lengths [B]."""
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
 
 
 def rows_of(offsets: NDArray[np.int64], chosen: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from foundation.console import warn
@@ -178,7 +178,7 @@ class ShardedDataset:
             data = self._storage.read(shard, start, start + size)
         except DataError as error:
             raise DataError(f"{error} (block {self.name_of(number)[1]})") from error
-        if len(data) != size or zlib.crc32(data) != line["crc32"]:
+        if len(data) != size or crc32(data) != line["crc32"]:
             raise DataError(f"{self._where(number)}{self._damage(line, data)}")
         arrays = {name: self._member(number, line, data, name) for name in self.members}
         offsets = arrays["offsets"].astype(np.int64)
@@ -205,7 +205,7 @@ class ShardedDataset:
         """Which member is not as it was written."""
         for name in self.members:
             start = int(line[f"{name}_at"])
-            if zlib.crc32(data[start : start + int(line[f"{name}_bytes"])]) != line[f"{name}_crc32"]:
+            if crc32(data[start : start + int(line[f"{name}_bytes"])]) != line[f"{name}_crc32"]:
                 return f"member {name}.npy: CRC differs: {COPY_AGAIN}"
         return f"a tar header: CRC differs: {COPY_AGAIN}"
 

@@ -10,13 +10,13 @@ import hashlib
 import io
 import mmap
 import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from foundation.errors import DataError
@@ -140,14 +140,14 @@ def _describe(
     if [info.name for info in block] != [f"{key}.{name}.npy" for name in members]:
         raise DataError(f"{path}: block {key}: its members are not {', '.join(members)}")
     start, stop = block[0].offset, block[-1].offset_data + -(-block[-1].size // TAR_RECORD) * TAR_RECORD
-    line["offset"], line["bytes"], line["crc32"] = start, stop - start, zlib.crc32(data[start:stop])
+    line["offset"], line["bytes"], line["crc32"] = start, stop - start, crc32(data[start:stop])
     rows: dict[str, int] = {}
     for info, (name, member) in zip(block, members.items(), strict=True):
         content = data[info.offset_data : info.offset_data + info.size]
         rows[name] = _rows(content, member, f"{path}: block {key}, member {name}.npy")
         line[f"{name}_at"] = info.offset_data - start
         line[f"{name}_bytes"] = info.size
-        line[f"{name}_crc32"] = zlib.crc32(content)
+        line[f"{name}_crc32"] = crc32(content)
     line["sequences"], line["points"] = rows["labels"], rows["codes"]
     if any(rows[name] != member_rows(name, rows["labels"], rows["codes"]) for name in members):
         raise DataError(f"{path}: block {key}: its members disagree about the number of sequences or points")

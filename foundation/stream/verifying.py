@@ -7,7 +7,6 @@ import io
 import json
 import os
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from foundation.console import Progress
@@ -238,7 +238,7 @@ def block_problem(
     """
     if len(data) < line["bytes"]:
         return "lies behind the end of the file" if not len(data) else "is cut off by the end of the file"
-    if zlib.crc32(data) != line["crc32"]:
+    if crc32(data) != line["crc32"]:
         return f"{', '.join(_damaged_members(data, line, members)) or 'a tar header'}: CRC differs"
     for name, member in members.items():
         content, header = _bytes_of(data, line, name)
@@ -263,7 +263,7 @@ def block_problem(
 
 def _damaged_members(data: memoryview, line: np.void, members: Mapping[str, Member]) -> list[str]:
     contents = {name: _bytes_of(data, line, name)[0] for name in members}
-    return [f"{name}.npy" for name, content in contents.items() if zlib.crc32(content) != line[f"{name}_crc32"]]
+    return [f"{name}.npy" for name, content in contents.items() if crc32(content) != line[f"{name}_crc32"]]
 
 
 def _bytes_of(data: memoryview, line: np.void, name: str) -> tuple[memoryview, memoryview]:
