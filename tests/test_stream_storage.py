@@ -601,8 +601,8 @@ def _runs(pid: int) -> bool:
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    pytest.importorskip("s3fs", reason="s3fs is not installed (pip install 'foundation-hep[test]')")
-    server = pytest.importorskip("moto.server", reason="moto is not installed (pip install 'foundation-hep[test]')")
+    pytest.importorskip("s3fs", reason="s3fs is not installed (pip install 'foundation-hep[test-s3]')")
+    server = pytest.importorskip("moto.server", reason="moto is not installed (pip install 'foundation-hep[test-s3]')")
     s3 = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     s3.start()
     host, port = s3.get_host_and_port()
