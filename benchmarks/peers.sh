@@ -22,4 +22,4 @@ install() {
 }
 
 install most torch webdataset litdata grain pyarrow datasets megatron-energon
-install mosaicml torch mosaicml-streaming
+install mosaicml torch pyarrow mosaicml-streaming

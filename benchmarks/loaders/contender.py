@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from loaders.samples import RowPacker, Rows, Samples, load_samples, permuted
+from loaders.samples import RowPacker, Rows, Samples, load_samples, permuted, permuted_by_arrow
 
 ROW_TOKENS_PER_BATCH = 32_768
 Blocks = Iterable[tuple[NDArray, NDArray]]
@@ -57,9 +57,10 @@ def blocks(read: Callable[[Path, int], Blocks]) -> Read:
     return lambda folder, epoch, packer: packer.blocks(read(folder, epoch))
 
 
-def permuted_blocks(read: Callable[[Path, int], Blocks]) -> Read:
-    """Rows out of blocks whose sequences are shuffled."""
-    return lambda folder, epoch, packer: packer.blocks(permuted(read(folder, epoch), np.random.default_rng(epoch)))
+def permuted_blocks(read: Callable[[Path, int], Blocks], by_arrow: bool = False) -> Read:
+    """Rows out of blocks whose sequences are shuffled, by an index of tokens or by Arrow."""
+    permute = permuted_by_arrow if by_arrow else permuted
+    return lambda folder, epoch, packer: packer.blocks(permute(read(folder, epoch), np.random.default_rng(epoch)))
 
 
 def find(name: str) -> Contender:

@@ -28,6 +28,7 @@ NPY_HEADER = 128
 """Bytes before the numbers in a small one-dimensional .npy."""
 Block = tuple[NDArray, NDArray]
 PER_SAMPLE = "webdataset, a sequence per member"
+BY_ARROW = " by our gather"
 
 
 def raw(data: bytes, kind: type) -> NDArray:
@@ -289,11 +290,12 @@ def huggingface_blocks(folder: Path, epoch: int) -> Iterator[Block]:
 def _family(library: str, package: str, guarantees: str, environment: str, sequences: list[Contender],
             block_files: str, write: Callable[[Samples, Path], None], read: Callable[[Path, int], Iterable[Block]]
             ) -> list[Contender]:  # fmt: skip
-    """Single sequences, blocks, and blocks with their sequences shuffled, of one library."""
+    """Single sequences, blocks, and blocks with their sequences shuffled in two ways, of one library."""
     block = Contender(f"{library}, blocks", block_files, blocks(read), guarantees, write)
     shuffled = replace(block, name=f"{library}, blocks and sequences shuffled", read=permuted_blocks(read),
                        guarantees=guarantees + "S")  # fmt: skip
-    return [replace(c, package=package, environment=environment) for c in [*sequences, block, shuffled]]
+    by_arrow = replace(shuffled, name=shuffled.name + BY_ARROW, read=permuted_blocks(read, by_arrow=True))
+    return [replace(c, package=package, environment=environment) for c in [*sequences, block, shuffled, by_arrow]]
 
 
 def _single(name: str, files: str, read: Read, guarantees: str, write: Callable[[Samples, Path], None]) -> Contender:

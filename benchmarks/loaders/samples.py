@@ -114,10 +114,28 @@ class RowPacker:
 def permuted(
     blocks: Iterable[tuple[NDArray, NDArray]], rng: np.random.Generator
 ) -> Iterator[tuple[NDArray, NDArray[np.int64]]]:
-    """Every block with its sequences in another order."""
+    """Every block with its sequences in another order, by an index of all tokens."""
     for tokens, offsets in blocks:
-        offsets = offsets.astype(np.int64)
-        lengths = np.diff(offsets)
+        starts, lengths = offsets[:-1].astype(np.int64), np.diff(offsets)
         order = rng.permutation(len(lengths))
-        new = np.concatenate([[0], np.cumsum(lengths[order])])
-        yield tokens[np.repeat(offsets[order] - new[:-1], lengths[order]) + np.arange(new[-1])], new
+        new = np.concatenate([[0], np.cumsum(lengths[order], dtype=np.int64)])
+        index = np.repeat(starts[order] - new[:-1], lengths[order])
+        index += np.arange(new[-1])
+        # "clip" goes without the copy that the other modes make, in case an index is wrong
+        yield tokens.take(index, mode="clip"), new
+
+
+def permuted_by_arrow(
+    blocks: Iterable[tuple[NDArray, NDArray]], rng: np.random.Generator
+) -> Iterator[tuple[NDArray, NDArray[np.int64]]]:
+    """The same with each sequence copied in one go, as our own stream does it; several times faster."""
+    import pyarrow
+
+    for tokens, offsets in blocks:
+        order, size = rng.permutation(len(offsets) - 1), tokens.itemsize
+        buffers = [None, *map(pyarrow.py_buffer, ((offsets * size).astype(np.int32), np.ascontiguousarray(tokens)))]
+        texts = pyarrow.Array.from_buffers(pyarrow.binary(), len(order), buffers)
+        index = pyarrow.Array.from_buffers(pyarrow.int64(), len(order), [None, pyarrow.py_buffer(order)])
+        _, starts, data = texts.take(index).buffers()
+        new = np.frombuffer(starts, np.int32, len(order) + 1).astype(np.int64) // size
+        yield np.frombuffer(data, tokens.dtype, new[-1]), new
