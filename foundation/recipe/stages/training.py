@@ -75,10 +75,7 @@ def finetune(spec: Finetune, context: StageContext) -> dict[str, Any]:
     layout = model.layout
     settings = spec.train.model_copy(update={"class_dropout": 1.0})  # the answer must not be in the sequence
     task = Classification(backbone, len(entry.classes))
-    split = {
-        name: open_split(tokens, spec.dataset, name, model.vocabulary, spec)
-        for name in ("validation", "test")
-    }
+    split = {name: open_split(tokens, spec.dataset, name, model.vocabulary, spec) for name in ("validation", "test")}
     labelled = open_split(tokens, spec.dataset, "train", model.vocabulary, spec, spec.labels)
     stream = TokenStream([labelled], [1.0], layout, _stream(spec, settings, context.seed))
 
