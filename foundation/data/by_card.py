@@ -50,6 +50,7 @@ def clouds_and_moved(
         offsets=to_offsets(np.bincount(owners, minlength=len(labels))),
         features=card.feature_names,
         units=card.feature_units,
+        conventions=card.feature_conventions,
         labels=labels.astype(np.int64),
         conditions=of_clouds,
         condition_names=names,

@@ -23,6 +23,9 @@ class Feature(Section):
     unit: str = "1"
     """Unit, "1" where dimensionless, "index" for a voxel or category index."""
     description: str = ""
+    convention: str = ""
+    """Which of the conventions in use the values follow, "constituent - jet" or "(x py - y px) / pT" say. A tokenizer
+    refuses point clouds that state another one."""
     kind: Literal["continuous", "integer", "category"] = "continuous"
     range: tuple[float, float] | None = None
     """Window of values (inclusive); what lies outside is counted and reported, never dropped."""
@@ -217,6 +220,11 @@ class DatasetCard(Section):
     def feature_units(self) -> tuple[str, ...]:
         """Units of the features, in column order."""
         return tuple(f.unit for f in self.features)
+
+    @property
+    def feature_conventions(self) -> tuple[str, ...]:
+        """Conventions of the features, in column order; "" where the card states none."""
+        return tuple(f.convention for f in self.features)
 
 
 def shipped(folder: str) -> Path:

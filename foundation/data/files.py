@@ -21,7 +21,7 @@ from foundation.data.point_clouds import PointClouds
 from foundation.errors import DataError
 
 SCHEMA = "foundation/point-clouds/1"
-JSON_ATTRIBUTES = ("features", "units", "condition_names", "condition_units")
+JSON_ATTRIBUTES = ("features", "units", "conventions", "condition_names", "condition_units")
 
 
 def write_point_clouds(path: Path, clouds: PointClouds, provenance: dict[str, object] | None = None) -> None:
@@ -62,7 +62,8 @@ def read_point_clouds(path: Path, start: int = 0, stop: int | None = None) -> Po
         with h5py.File(path) as f:
             if f.attrs.get("schema") != SCHEMA:
                 raise DataError(f"{path}: not a point-cloud file of this platform (schema is not {SCHEMA})")
-            names = {name: tuple(json.loads(f.attrs[name])) for name in JSON_ATTRIBUTES}
+            # files of earlier versions say nothing of conventions
+            names = {name: tuple(json.loads(f.attrs.get(name, "[]"))) for name in JSON_ATTRIBUTES}
             offsets = np.asarray(f["offsets"][start : None if stop is None else stop + 1], np.int64)
             rows = slice(int(offsets[0]), None if stop is None else int(offsets[-1]))
             clouds = PointClouds(

@@ -24,6 +24,7 @@ class PointClouds:
     conditions:  float32 [B, C]; object-level quantities: conditions (incident energy) and attributes (jet mass)
     condition_names, condition_units: C names and units
     tag:         name of the dataset the clouds come from
+    conventions: F conventions, as the dataset's card states them; "" or nothing at all where none is stated
     """
 
     points: NDArray[np.float32]
@@ -35,6 +36,7 @@ class PointClouds:
     condition_names: tuple[str, ...] = field(default=())
     condition_units: tuple[str, ...] = field(default=())
     tag: str = ""
+    conventions: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         n, b = len(self.points), len(self.offsets) - 1
@@ -42,6 +44,8 @@ class PointClouds:
             raise DataError(f"points have shape {self.points.shape}, but {len(self.features)} features are named")
         if len(self.units) != len(self.features):
             raise DataError(f"{len(self.features)} features but {len(self.units)} units")
+        if self.conventions and len(self.conventions) != len(self.features):
+            raise DataError(f"{len(self.features)} features but {len(self.conventions)} conventions")
         if b < 0 or self.offsets[0] != 0 or self.offsets[-1] != n or np.any(np.diff(self.offsets) < 0):
             raise DataError(f"offsets must rise from 0 to the number of points ({n})")
         if len(self.labels) != b:
@@ -102,7 +106,7 @@ class PointClouds:
             raise DataError("nothing to concatenate: no point clouds were given")
         first = parts[0]
         for part in parts[1:]:
-            for name in ("features", "units", "condition_names", "condition_units", "tag"):
+            for name in ("features", "units", "conventions", "condition_names", "condition_units", "tag"):
                 if getattr(part, name) != getattr(first, name):
                     raise DataError(
                         f"point clouds with different {name} cannot be joined: "

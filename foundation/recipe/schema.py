@@ -52,6 +52,8 @@ class Simulate(StageSpec):
     """Dataset card: a name that ships with the platform, or a YAML file relative to the recipe."""
     objects: dict[str, int]
     """Objects per split, for example {train: 20000, validation: 1000, test: 4000}, divided evenly over the classes."""
+    classes: tuple[str, ...] = ()
+    """Classes of the card to make; all of them where none is named."""
     simulator: dict[str, bool | int | float | str | list[float]] = {}
     """Simulator settings that differ from the card's."""
     shard_size: int = Field(500, ge=1)

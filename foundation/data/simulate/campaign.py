@@ -31,7 +31,7 @@ from foundation.data.point_clouds import PointClouds
 from foundation.data.simulate.geant4 import GEANT4_SOFTWARE, geant4_showers
 from foundation.data.simulate.gflash import SHOWER_SOFTWARE, showers_and_provenance
 from foundation.data.simulate.pythia_jets import JET_SOFTWARE, MAX_PYTHIA_SEED, jets_and_provenance
-from foundation.errors import DataError
+from foundation.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,22 @@ class Job:
 
 
 def run_campaign(
-    card: DatasetCard, objects: Mapping[str, int], seed: int, folder: Path, workers: int, shard_size: int = 500
+    card: DatasetCard,
+    objects: Mapping[str, int],
+    seed: int,
+    folder: Path,
+    workers: int,
+    shard_size: int = 500,
+    classes: tuple[str, ...] = (),
 ) -> dict[str, list[Path]]:
-    """Simulate objects[split] objects of every split, divided evenly over the card's classes.
+    """Simulate objects[split] objects of every split, divided evenly over these classes, or all of the card.
 
     Returns the files of each split, folder/split/class-00000.h5 and so on, sorted by class and number. A file that an
     earlier run of the same job finished is kept. With one worker everything happens in this process.
 
     Raises DataError when the card has no simulator, a number makes no sense, a job fails, or a process dies.
     """
-    jobs = campaign_jobs(card, objects, seed, folder, shard_size)
+    jobs = campaign_jobs(card, objects, seed, folder, shard_size, classes)
     if workers < 1:
         raise DataError(f"{workers} workers cannot simulate anything: give at least 1")
     todo = [job for split in jobs.values() for job in split if not is_finished(job)]
@@ -85,14 +91,25 @@ def run_campaign(
 
 
 def campaign_jobs(
-    card: DatasetCard, objects: Mapping[str, int], seed: int, folder: Path, shard_size: int
+    card: DatasetCard,
+    objects: Mapping[str, int],
+    seed: int,
+    folder: Path,
+    shard_size: int,
+    classes: tuple[str, ...] = (),
 ) -> dict[str, list[Job]]:
-    """The jobs of each split; the first classes get one object more where the number does not divide evenly."""
+    """The jobs of each split; the first classes get one object more where the number does not divide evenly.
+
+    What a class's files hold does not depend on which other classes are made.
+    """
     if card.simulator is None:
         raise DataError(f"card '{card.name}' has no simulator: its data must be imported from files")
     if shard_size < 1:
         raise DataError(f"shard_size is {shard_size}: a file holds at least 1 object")
-    classes = card.classes or (card.domain,)
+    for name in classes:
+        if name not in card.classes:
+            raise DataError(f"card '{card.name}' has no class '{name}'{did_you_mean(name, card.classes)}")
+    classes = classes or card.classes or (card.domain,)
     jobs: dict[str, list[Job]] = {}
     for split, number in objects.items():
         if number < 0:

@@ -27,7 +27,7 @@ def simulate(spec: Simulate, context: StageContext) -> dict[str, Any]:
 
     card = _with_simulator(load_card(spec.dataset, context.recipe_folder), spec.simulator)
     workers = spec.workers or len(os.sched_getaffinity(0))
-    run_campaign(card, spec.objects, context.seed, context.folder, workers, spec.shard_size)
+    run_campaign(card, spec.objects, context.seed, context.folder, workers, spec.shard_size, spec.classes)
     return _summary(card, context.folder, spec.objects)
 
 
