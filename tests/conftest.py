@@ -20,9 +20,10 @@ from foundation.data.geometry import CartesianGeometry, LayerGroup
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import to_offsets
 from foundation.stream.writing import write_shards
-from foundation.tokens.config import VqVaeConfig
+from foundation.tokens.config import PerFeatureConfig, VqVaeConfig
+from foundation.tokens.inputs import Inputs
+from foundation.tokens.kinds import fit_tokenizer
 from foundation.tokens.layout import Layout
-from foundation.tokens.per_feature import PerFeatureTokenizer
 from foundation.tokens.tokenizer import Tokenizer
 from foundation.tokens.vocabulary import Vocabulary
 
@@ -114,24 +115,27 @@ def _clouds(
     )
 
 
+def inputs_of(card: DatasetCard, clouds: PointClouds) -> Inputs:
+    """Inputs of a tokenizer of all features of a card."""
+    return Inputs.fit(card.tag, (card.tag,), card.features, clouds)
+
+
 class ToyTokens:
     """Both toy datasets with fitted tokenizers, one vocabulary, and shards of several blocks."""
 
     def __init__(self, home: Path) -> None:
-        from foundation.tokens.vqvae import VqVaeTokenizer
-
         self.home = home
         self.clouds = {"toy_jets": toy_jets(260, 1), "toy_showers": toy_showers(170, 2)}
-        config = VqVaeConfig(
-            codebook=32, quantisers=2, width=16, latent=3, attention=False, steps=200, batch_points=512
-        )
-        self.tokenizers: dict[str, Tokenizer] = {
-            "toy_jets": VqVaeTokenizer.fit("toy_jets", JETS.features, self.clouds["toy_jets"], config, 1),
-            "toy_showers": PerFeatureTokenizer.fit("toy_showers", SHOWERS.features, self.clouds["toy_showers"], 16),
-        }
         cards = {"toy_jets": JETS, "toy_showers": SHOWERS}
+        vqvae = VqVaeConfig(codebook=32, quantisers=2, width=16, latent=3, attention=False, steps=200, batch_points=512)
+        self.tokenizers: dict[str, Tokenizer] = {
+            tag: fit_tokenizer(config, inputs_of(card, self.clouds[tag]), self.clouds[tag], 1)
+            for (tag, card), config in zip(
+                cards.items(), (vqvae, PerFeatureConfig(type="per_feature", bins=16)), strict=True
+            )
+        }
         self.vocabulary = Vocabulary.build([(cards[t], tok.streams, "0" * 64) for t, tok in self.tokenizers.items()])
-        self.codes = {tag: tok.encode(self.clouds[tag]) for tag, tok in self.tokenizers.items()}
+        self.codes = {tag: tok.encode(self.clouds[tag]).values for tag, tok in self.tokenizers.items()}
         for tag, clouds in self.clouds.items():
             write_shards(
                 home / tag,

@@ -21,12 +21,12 @@ import yaml
 from pydantic import BaseModel
 
 from foundation.cli import main
-from foundation.data.cards import load_card
+from foundation.data.cards import Condition, load_card
 from foundation.data.files import read_point_clouds
 from foundation.model.config import TransformerConfig
 from foundation.recipe import schema
 from foundation.recipe.loading import load_recipe
-from foundation.tokens.config import PerFeatureConfig, VqVaeConfig
+from foundation.tokens.config import TokenizerConfig
 from foundation.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -294,11 +294,12 @@ def sections(path: Path) -> dict[str, str]:
 
 def test_the_reference_names_every_kind_and_key() -> None:
     text = sections(ROOT / "docs" / "reference" / "recipes.md")
+    tokenizers: tuple[type[BaseModel], ...] = get_args(get_args(TokenizerConfig)[0])
     models: dict[str, type[BaseModel]] = {
         "The file": schema.Recipe,
-        "method: vqvae": VqVaeConfig,
-        "method: per_feature": PerFeatureConfig,
+        **{f"method: {get_args(m.model_fields['type'].annotation)[0]}": m for m in tokenizers},
         "datasets of tokenize": schema.TokenizedDataset,
+        "conditions of a dataset": Condition,
         "model": TransformerConfig,
         "train": TrainConfig,
         "samples of generate": schema.Sample,

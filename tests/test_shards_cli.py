@@ -28,12 +28,13 @@ from foundation.stream.token_stream import StreamConfig, TokenStream
 from foundation.stream.verifying import verify
 from foundation.stream.weighing import EpochSize, weights_for_epochs, weights_for_shares, weights_for_temperature
 from foundation.stream.writing import write_shards
+from foundation.tokens.config import PerFeatureConfig
 from foundation.tokens.layout import Layout
 from foundation.tokens.per_feature import PerFeatureTokenizer
 from foundation.tokens.tokenizer import tokenizer_digest
 from foundation.tokens.vocabulary import Vocabulary
 
-from conftest import JETS, SHOWERS, toy_jets, toy_showers
+from conftest import JETS, SHOWERS, inputs_of, toy_jets, toy_showers
 
 ROOT = Path(__file__).parent.parent
 STREAM_PAGE = ROOT / "docs" / "explanation" / "stream.md"
@@ -46,8 +47,12 @@ class Stage:
         self.home = home
         cards = {"toy_jets": JETS, "toy_showers": SHOWERS}
         self.clouds = {"toy_jets": toy_jets(300, 1), "toy_showers": toy_showers(150, 2)}
+        bins = PerFeatureConfig(type="per_feature", bins=16)
         self.tokenizers = {
-            tag: PerFeatureTokenizer.fit(tag, cards[tag].features, clouds, 16) for tag, clouds in self.clouds.items()
+            tag: PerFeatureTokenizer.fit(
+                inputs_of(cards[tag], clouds), clouds, bins
+            )
+            for tag, clouds in self.clouds.items()
         }
         for tag, tokenizer in self.tokenizers.items():
             tokenizer.save(home / tag / "tokenizer")
@@ -65,7 +70,7 @@ class Stage:
     def write(self, folder: Path, tag: str, clouds: PointClouds, seed: int, **identity: str) -> None:
         """Shards of these clouds, a few blocks in each."""
         write_shards(
-            folder, tag, self.tokenizers[tag].encode(clouds), clouds.offsets, clouds.labels, clouds.conditions,
+            folder, tag, self.tokenizers[tag].encode(clouds).values, clouds.offsets, clouds.labels, clouds.conditions,
             largest_code=max(s.size for s in self.tokenizers[tag].streams) - 1,
             identity={"card": tag, "vocabulary": self.vocabulary.digest, "tokenizer": self.digests[tag], **identity},
             seed=seed, block_sequences=30, shard_bytes=8_000,

@@ -27,11 +27,13 @@ from foundation.stream.reading import ShardedDataset
 from foundation.stream.shard_index import Columns
 from foundation.stream.shuffling import Encoded, Part, places
 from foundation.stream.writing import write_dataset, write_shards
+from foundation.tokens.config import PerFeatureConfig
+from foundation.tokens.kinds import load_tokenizer
 from foundation.tokens.per_feature import PerFeatureTokenizer
-from foundation.tokens.tokenizer import load_tokenizer, transform
+from foundation.tokens.transforms import transform
 from foundation.tokens.vocabulary import Vocabulary
 
-from conftest import SHOWERS, toy_showers
+from conftest import SHOWERS, inputs_of, toy_showers
 from shard_parts import COLUMNS, IDENTITY, SMALL, SlowEncode, contents, parts, sequences, write
 
 TESTS = Path(__file__).parent
@@ -262,7 +264,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     for seed in range(3):
         write_point_clouds(home / "showers" / "train" / f"{seed}.h5", toy_showers(50, seed))
     (home / "showers" / "card.json").write_text(SHOWERS.model_dump_json())
-    fitted = PerFeatureTokenizer.fit("toy_showers", SHOWERS.features, toy_showers(50, 0), 300)
+    clouds = toy_showers(50, 0)
+    config = PerFeatureConfig(type="per_feature", bins=300)
+    fitted = PerFeatureTokenizer.fit(inputs_of(SHOWERS, clouds), clouds, config)
     fitted.save(home / "codes")
     return {name: artifact(home / name) for name in ("showers", "codes")}
 
@@ -286,7 +290,7 @@ def test_the_tokenize_stage_works_file_by_file(
     dataset = ShardedDataset(home / "train", Vocabulary.load(home.parent / "vocabulary.json").digest)
     clouds = PointClouds.concatenate([toy_showers(50, seed) for seed in range(3)])
     features = transform(SHOWERS.features[3], clouds.feature("energy"))[:, None]
-    codes = load_tokenizer(home / "tokenizer").encode(clouds)
+    codes = load_tokenizer(home / "tokenizer").encode(clouds).values
     assert_holds(dataset, Encoded(codes, clouds.offsets, clouds.labels, clouds.conditions, features=features))
     assert dataset.manifest["features"] == ["energy"] and dataset.sequences.max() <= 16
     assert [source["sequences"] for source in dataset.manifest["sources"]] == [50, 50, 50]

@@ -95,6 +95,23 @@ class PointClouds:
             conditions=self.conditions[chosen],
         )
 
+    def with_columns(self, features: Sequence[str], conditions: Sequence[str], tag: str) -> PointClouds:
+        """The same clouds with these features and conditions only, under another tag."""
+        for name in features:
+            self.feature(name)
+        columns = [self.features.index(name) for name in features]
+        return replace(
+            self,
+            points=self.points[:, columns],
+            features=tuple(features),
+            units=tuple(self.units[i] for i in columns),
+            conventions=tuple(self.conventions[i] for i in columns) if self.conventions else (),
+            conditions=self.conditions_named(conditions),
+            condition_names=tuple(conditions),
+            condition_units=tuple(self.condition_units[self.condition_names.index(c)] for c in conditions),
+            tag=tag,
+        )
+
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         """The points of each cloud in turn, float32 [n, F]."""
         return (self.points[a:b] for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True))

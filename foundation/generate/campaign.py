@@ -16,7 +16,7 @@ from foundation.errors import DataError
 from foundation.generate.sampler import SamplingConfig, sample
 from foundation.model.transformer import Transformer
 from foundation.tokens.layout import Layout
-from foundation.tokens.tokenizer import Tokenizer
+from foundation.tokens.tokenizer import Codes, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,15 @@ def generate(
     if not codes:
         raise DataError("nothing to generate: no objects were asked for")
     offsets = to_offsets(np.concatenate(counts))
-    points = tokenizer.decode(np.concatenate(codes), offsets, _uniform(seed, offsets, len(tokenizer.streams)))
+    given = dict(zip((c.name for c in card.conditions), conditions.T, strict=True))
+    uniform = _uniform(seed, offsets, len(tokenizer.streams))
+    points = tokenizer.decode(Codes(np.concatenate(codes), offsets), uniform, given)
     clouds = PointClouds(
-        points=points,
-        offsets=offsets,
+        points=points.values,
+        offsets=points.offsets,
         features=tuple(f.name for f in tokenizer.features),
         units=tuple(f.unit for f in tokenizer.features),
+        conventions=tuple(f.convention for f in tokenizer.features),
         labels=labels,
         conditions=conditions.astype(np.float32),
         condition_names=tuple(c.name for c in card.conditions),

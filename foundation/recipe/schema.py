@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from foundation.data.cards import Condition
 from foundation.model.config import TransformerConfig
-from foundation.tokens.config import PerFeatureConfig, VqVaeConfig
+from foundation.tokens.config import TokenizerConfig
 from foundation.train.config import TrainConfig
 
 
@@ -94,19 +95,30 @@ class Import(StageSpec):
 
 
 class FitTokenizer(StageSpec):
-    """Fit the tokenizer of one dataset on its train split."""
+    """Fit the tokenizer of one dataset, or of several that share it, on their train splits."""
 
+    version: ClassVar[int] = 2
     kind: Literal["tokenizer"]
-    source: str = Field(alias="from")
-    """Stage that made or imported the dataset."""
-    method: Annotated[VqVaeConfig | PerFeatureConfig, Field(discriminator="type")]
+    source: str | tuple[str, ...] = Field(alias="from", min_length=1)
+    """Stage that made or imported the dataset, or a list of such stages: one tokenizer for all of them, whose codes
+    then mean the same in all of them."""
+    method: TokenizerConfig
+    called: str = ""
+    """Name of its ranges in the vocabulary; the tag of the (first) dataset where none is given."""
     features: tuple[str, ...] = ()
     """Features of the card that become tokens; all of them where none is named."""
     fit_objects: int = Field(20_000, ge=1)
-    """Objects of the train split that it is fitted on, at most."""
+    """Objects of each train split that it is fitted on, at most."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The stages that it is fitted on."""
+        return (self.source,) if isinstance(self.source, str) else self.source
 
     def references(self) -> dict[str, str]:
-        return {"from": self.source}
+        if isinstance(self.source, str):
+            return {"from": self.source}
+        return {f"from.{i}": name for i, name in enumerate(self.source)}
 
 
 class TokenizedDataset(Section):
@@ -114,6 +126,9 @@ class TokenizedDataset(Section):
 
     source: str = Field(alias="from")
     tokenizer: str
+    conditions: tuple[Condition, ...] | None = None
+    """Quantities of the object that its sequence starts with, instead of those of the card: any condition or attribute
+    of the dataset, as {name: jet_pt, unit: GeV, range: [500, 1000], bins: 32, scale: log}."""
 
 
 class Tokenize(StageSpec):

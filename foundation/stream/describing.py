@@ -13,7 +13,7 @@ from foundation.stream.packing import pack
 from foundation.stream.reading import Block, ShardedDataset
 from foundation.stream.rows import length_rule
 from foundation.tokens.layout import Layout
-from foundation.tokens.tokenizer import Tokenizer
+from foundation.tokens.tokenizer import Codes, Tokenizer
 from foundation.tokens.vocabulary import EOS, NONE, SPECIALS, Vocabulary
 
 ROW_TOKENS = (1024, 2048, 4096)
@@ -160,7 +160,7 @@ def _point_lines(block: Block, place: int, tokenizer: Tokenizer, points: int) ->
     """Points of one sequence in physical units, each value in the middle of its bin."""
     start, stop = int(block.offsets[place]), int(block.offsets[place + 1])
     codes = block.codes[start:stop].astype(np.int64)
-    values = tokenizer.decode(codes, np.array([0, len(codes)]), np.full(codes.shape, 0.5))
+    values = tokenizer.decode(Codes(codes, np.array([0, len(codes)])), np.full(codes.shape, 0.5)).values
     header = ("point", *(f"{f.name} [{f.unit}]" for f in tokenizer.features))
     rows = [(str(i), *(f"{v:.5g}" for v in row)) for i, row in enumerate(values[:points].tolist())]
     yield from (f"  {line}" for line in table_lines(header, rows))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from foundation.errors import DataError, did_you_mean
 from foundation.stream.storage import Storage, open_storage
+from foundation.tokens.kinds import load_tokenizer
 from foundation.tokens.layout import Layout, Mode
-from foundation.tokens.tokenizer import Tokenizer, load_tokenizer
+from foundation.tokens.tokenizer import Tokenizer
 from foundation.tokens.vocabulary import Vocabulary
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.data.cards import Feature
 from foundation.data.point_clouds import PointClouds
 from foundation.errors import DataError
-from foundation.tokens.tokenizer import (
-    Stream,
-    Tokenizer,
-    category_size,
-    exact_codes,
-    inverse_transform,
-    transform,
-)
+from foundation.tokens.config import PerFeatureConfig
+from foundation.tokens.inputs import Inputs
+from foundation.tokens.tokenizer import NOTHING, Codes, Points, Stream, Tokenizer
+from foundation.tokens.transforms import category_size, exact_codes, inverse_transform, lowest_value, transform
 
 KNOTS = 17
 
@@ -30,20 +27,16 @@ class PerFeatureTokenizer(Tokenizer):
 
     kind = "per_feature"
 
-    def __init__(
-        self, dataset: str, features: tuple[Feature, ...], edges: dict[str, NDArray], knots: dict[str, NDArray]
-    ) -> None:
-        super().__init__(dataset, features)
+    def __init__(self, inputs: Inputs, edges: dict[str, NDArray], knots: dict[str, NDArray]) -> None:
+        super().__init__(inputs)
         self.edges = edges
         self.knots = knots
 
     @staticmethod
-    def fit(dataset: str, features: tuple[Feature, ...], clouds: PointClouds, bins: int) -> PerFeatureTokenizer:
-        """Fit edges and in-bin densities on `clouds`; `bins` bins for each continuous feature."""
-        edges, knots = {}, {}
-        for feature in features:
-            if feature.kind != "continuous":
-                continue
+    def fit(inputs: Inputs, clouds: PointClouds, config: PerFeatureConfig) -> PerFeatureTokenizer:
+        """Fit edges and in-bin densities on `clouds`."""
+        edges, knots, bins = {}, {}, config.bins
+        for feature in inputs.continuous:
             x = transform(feature, clouds.feature(feature.name))
             if len(x) < bins:
                 raise DataError(f"{len(x)} points are too few to fit {bins} bins of '{feature.name}'")
@@ -53,7 +46,7 @@ class PerFeatureTokenizer(Tokenizer):
                 low, high = max(low, float(window[0])), min(high, float(window[1]))
             edges[feature.name] = np.linspace(low, high, bins + 1)
             knots[feature.name] = _quantile_knots(x, edges[feature.name])
-        return PerFeatureTokenizer(dataset, features, edges, knots)
+        return PerFeatureTokenizer(inputs, edges, knots)
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -62,8 +55,7 @@ class PerFeatureTokenizer(Tokenizer):
             for f in self.features
         )
 
-    def encode(self, clouds: PointClouds) -> NDArray[np.int64]:
-        self.require(clouds)
+    def _encode(self, clouds: PointClouds) -> Codes:
         columns = []
         for feature in self.features:
             values = clouds.feature(feature.name)
@@ -73,33 +65,27 @@ class PerFeatureTokenizer(Tokenizer):
                 columns.append(np.clip(code, 0, len(edges) - 2))
             else:
                 columns.append(exact_codes(feature, values))
-        return np.stack(columns, axis=1).astype(np.int64)
+        return Codes(np.stack(columns, axis=1).astype(np.int64), clouds.offsets)
 
-    def decode(
-        self, codes: NDArray[np.int64], offsets: NDArray[np.int64], uniform: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def decode(self, codes: Codes, uniform: NDArray[np.float64], conditions: Mapping[str, NDArray] = NOTHING) -> Points:
         columns: list[NDArray] = []
         for k, feature in enumerate(self.features):
             if feature.kind == "continuous":
-                x = _inside_bin(self.knots[feature.name], codes[:, k], uniform[:, k])
+                x = _inside_bin(self.knots[feature.name], codes.values[:, k], uniform[:, k])
                 columns.append(inverse_transform(feature, x))
             else:
-                low = feature.range[0] if feature.kind == "integer" and feature.range else 0
-                columns.append(codes[:, k] + low)
-        return np.stack(columns, axis=1).astype(np.float32)
+                columns.append(codes.values[:, k] + lowest_value(feature))
+        return Points(np.stack(columns, axis=1).astype(np.float32), codes.offsets)
 
     def state(self) -> tuple[dict[str, object], dict[str, NDArray]]:
         arrays = {f"edges.{k}": v for k, v in self.edges.items()} | {f"knots.{k}": v for k, v in self.knots.items()}
         return {}, arrays
 
-    @staticmethod
-    def from_state(
-        dataset: str, features: tuple[Feature, ...], settings: dict, arrays: dict[str, NDArray]
-    ) -> PerFeatureTokenizer:
-        """Rebuild a tokenizer from what `state` returned."""
+    @classmethod
+    def from_state(cls, inputs: Inputs, settings: dict, arrays: dict[str, NDArray]) -> PerFeatureTokenizer:
         edges = {k.removeprefix("edges."): v for k, v in arrays.items() if k.startswith("edges.")}
         knots = {k.removeprefix("knots."): v for k, v in arrays.items() if k.startswith("knots.")}
-        return PerFeatureTokenizer(dataset, features, edges, knots)
+        return PerFeatureTokenizer(inputs, edges, knots)
 
 
 def _quantile_knots(x: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:

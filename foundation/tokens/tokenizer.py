@@ -1,4 +1,4 @@
-"""What every tokenizer is: a reversible map from the points of one dataset to K codes per point (its streams).
+"""What every tokenizer is: a reversible map from point clouds to codes, K of them (its streams) per token.
 
 A tokenizer is fitted once, saved as a folder of `tokenizer.json` and `tokenizer.safetensors`, and holds its own
 preprocessing: it takes physical values with named features and refuses others, so nobody can feed it the wrong scale.
@@ -10,8 +10,9 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -19,44 +20,106 @@ from numpy.typing import NDArray
 
 from foundation.data.cards import Feature
 from foundation.data.point_clouds import PointClouds
-from foundation.errors import DataError, did_you_mean
+from foundation.tokens.inputs import Inputs
+
+FORMAT = "foundation/tokenizer/2"
+NOTHING: Mapping[str, NDArray] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One code per point: its name and how many values it takes."""
+    """One code per token: its name and how many values it takes."""
 
     name: str
     size: int
 
 
+@dataclass(frozen=True)
+class Codes:
+    """Codes of B objects: values int64 [N, K] of N tokens (points, or patches) in all, offsets int64 [B + 1]."""
+
+    values: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class Points:
+    """Decoded points of B objects: values float32 [N, F] in physical units, offsets int64 [B + 1]."""
+
+    values: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+
+
 class Tokenizer(ABC):
-    """Base of the tokenizers. `features` are the card's, in the order in which `decode` returns them."""
+    """Base of the tokenizers."""
 
     kind: ClassVar[str]
 
-    def __init__(self, dataset: str, features: tuple[Feature, ...]) -> None:
-        self.dataset = dataset
-        self.features = features
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+
+    @property
+    def name(self) -> str:
+        """Name of the tokenizer, and of its ranges in a vocabulary."""
+        return self.inputs.name
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """Features of a point, in the order in which `decode` returns them."""
+        return self.inputs.features
 
     @property
     @abstractmethod
     def streams(self) -> tuple[Stream, ...]:
         """The K streams, in the order of the columns of the codes."""
 
-    @abstractmethod
-    def encode(self, clouds: PointClouds) -> NDArray[np.int64]:
-        """Codes int64 [N, K] of all points; each column is in 0 .. stream.size - 1."""
+    @property
+    def tokens_per_object(self) -> int | None:
+        """How many tokens every object has; None where each point of an object is a token."""
+        return None
 
-    @abstractmethod
-    def decode(
-        self, codes: NDArray[np.int64], offsets: NDArray[np.int64], uniform: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
-        """Points float32 [N, F] in physical units.
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Object-level quantities that are needed to encode and to decode."""
+        return ()
 
-        uniform: float64 [N, K], numbers in [0, 1) that place a value inside its bin. They come from the caller so that
-        an object does not depend on what it is decoded together with.
+    def encode(self, clouds: PointClouds) -> Codes:
+        """Codes of all clouds; each column is in 0 .. stream.size - 1. Which clouds come together does not matter.
+
+        Raises DataError for clouds with other features, units, conventions or scales than those of the fit.
         """
+        self.inputs.require(clouds)
+        return self._encode(clouds)
+
+    @abstractmethod
+    def _encode(self, clouds: PointClouds) -> Codes:
+        """Codes of clouds that are known to be the right ones."""
+
+    @abstractmethod
+    def decode(self, codes: Codes, uniform: NDArray[np.float64], conditions: Mapping[str, NDArray] = NOTHING) -> Points:
+        """Points of all objects, in physical units.
+
+        uniform:    float64 [N, K], numbers in [0, 1) that place a value inside its bin. They come from the caller so
+                    that an object does not depend on what it is decoded together with.
+        conditions: an array [B] for each of `self.conditions`
+        """
+
+    def reconstruct(self, clouds: PointClouds, seed: int = 0) -> PointClouds:
+        """The clouds after encoding and decoding, with this tokenizer's features only."""
+        codes = self.encode(clouds)
+        uniform = np.random.default_rng(seed).random(codes.values.shape)
+        points = self.decode(codes, uniform, {name: clouds.condition(name) for name in self.conditions})
+        return replace(
+            clouds,
+            points=points.values,
+            offsets=points.offsets,
+            features=tuple(f.name for f in self.features),
+            units=tuple(f.unit for f in self.features),
+            conventions=tuple(f.convention for f in self.features),
+        )
 
     def code_vectors(self) -> dict[str, NDArray[np.float32]]:
         """Stream name -> vectors [size, dim] of its codes, near where codes mean alike; only streams that have such."""
@@ -66,60 +129,33 @@ class Tokenizer(ABC):
     def state(self) -> tuple[dict[str, object], dict[str, NDArray]]:
         """Settings (JSON) and arrays (safetensors) from which `from_state` builds an equal tokenizer."""
 
+    @classmethod
+    @abstractmethod
+    def from_state(cls, inputs: Inputs, settings: dict, arrays: dict[str, NDArray]) -> Tokenizer:
+        """Rebuild a tokenizer from what `state` returned."""
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer to `folder`."""
         from safetensors.numpy import save_file
 
         settings, arrays = self.state()
         folder.mkdir(parents=True, exist_ok=True)
+        weights = folder / "tokenizer.safetensors"
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, weights)
         head = {
+            "format": FORMAT,
             "kind": self.kind,
-            "dataset": self.dataset,
+            "name": self.name,
+            "datasets": list(self.inputs.datasets),
             "features": [f.model_dump(mode="json") for f in self.features],
+            "spread": {name: asdict(spread) for name, spread in self.inputs.spread.items()},
             "streams": [[s.name, s.size] for s in self.streams],
             "settings": settings,
+            "arrays_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         }
-        save_file(
-            {k: np.ascontiguousarray(v) for k, v in arrays.items()},
-            folder / "tokenizer.safetensors",
-        )
         (folder / "tokenizer.json").write_text(json.dumps(head, indent=1, sort_keys=True))
         # safetensors writes for the owner alone; colleagues may read what the folder lets them
-        (folder / "tokenizer.safetensors").chmod((folder / "tokenizer.json").stat().st_mode)
-
-    def require(self, clouds: PointClouds) -> None:
-        """Refuse point clouds whose features or units are not the ones this tokenizer was fitted on."""
-        for feature in self.features:
-            if feature.name not in clouds.features:
-                raise DataError(
-                    f"the tokenizer of '{self.dataset}' needs feature '{feature.name}', which these point clouds "
-                    f"do not have{did_you_mean(feature.name, clouds.features)}"
-                )
-            unit = clouds.units[clouds.features.index(feature.name)]
-            if unit != feature.unit:
-                raise DataError(
-                    f"feature '{feature.name}' is in {unit}, but the tokenizer of '{self.dataset}' was fitted in "
-                    f"{feature.unit}: convert it first"
-                )
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load a tokenizer of any kind from its folder."""
-    from safetensors.numpy import load_file
-
-    from foundation.tokens.per_feature import PerFeatureTokenizer
-    from foundation.tokens.vqvae import VqVaeTokenizer
-
-    try:
-        head = json.loads((folder / "tokenizer.json").read_text())
-        arrays = load_file(folder / "tokenizer.safetensors")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: not a tokenizer, or a damaged one ({error})") from None
-    known = {t.kind: t for t in (PerFeatureTokenizer, VqVaeTokenizer)}
-    if head["kind"] not in known:
-        raise DataError(f"{folder}: unknown tokenizer kind '{head['kind']}'{did_you_mean(head['kind'], known)}")
-    features = tuple(Feature.model_validate(f) for f in head["features"])
-    return known[head["kind"]].from_state(head["dataset"], features, head["settings"], arrays)
+        weights.chmod((folder / "tokenizer.json").stat().st_mode)
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -128,61 +164,3 @@ def tokenizer_digest(folder: Path) -> str:
     for name in ("tokenizer.json", "tokenizer.safetensors"):
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()
-
-
-def transform(feature: Feature, values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Physical values to the space a tokenizer works in: log, shift, scale as the card declares."""
-    x = values.astype(np.float64)
-    if feature.log:
-        x = np.log(np.maximum(x, 1e-30))
-    return (x - feature.shift) * feature.scale
-
-
-def inverse_transform(feature: Feature, values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The exact inverse of `transform`."""
-    x = values.astype(np.float64) / feature.scale + feature.shift
-    return np.exp(x) if feature.log else x
-
-
-def outside_window(clouds: PointClouds, features: tuple[Feature, ...]) -> Mapping[str, int]:
-    """How many points lie outside each feature's declared window, by feature name; only features with any."""
-    found = {}
-    for feature in features:
-        values = clouds.feature(feature.name)
-        if feature.kind == "category":
-            low, high = 0.0, float(len(feature.categories) - 1)
-        elif feature.range is not None:
-            low, high = feature.range
-        else:
-            continue
-        # float32 values of a float64 border must not count as outside
-        margin = 1e-6 * max(abs(low), abs(high), 1.0)
-        count = int(((values < low - margin) | (values > high + margin)).sum())
-        if count:
-            found[feature.name] = count
-    return found
-
-
-def category_size(feature: Feature) -> int:
-    """Number of values of an integer or category feature."""
-    if feature.kind == "category":
-        return len(feature.categories)
-    assert feature.range is not None  # the card checks it
-    return int(feature.range[1] - feature.range[0]) + 1
-
-
-def exact_codes(feature: Feature, values: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Codes of an integer or category feature: the value itself, counted from the lowest.
-
-    Raises DataError for a value that is not a whole number inside the range: an exact code cannot stand for it.
-    """
-    low = 0 if feature.kind == "category" else int(feature.range[0]) if feature.range else 0
-    codes = np.rint(values).astype(np.int64) - low
-    if len(values) and (np.abs(values - np.rint(values)).max() > 1e-3 or codes.min() < 0):
-        raise DataError(f"feature '{feature.name}' must be whole numbers from {low}; found {float(values.min()):g}")
-    if len(values) and codes.max() >= category_size(feature):
-        raise DataError(
-            f"feature '{feature.name}' reaches {float(values.max()):g}, above its range "
-            f"(0 .. {category_size(feature) - 1 + low}): widen the card's range"
-        )
-    return codes

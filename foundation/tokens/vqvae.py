@@ -9,7 +9,7 @@ The reconstruction loss counts real points only; nothing is padded outside the a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -18,19 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualVQ
 
-from foundation.data.cards import Feature
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import length_buckets, rows_of
 from foundation.errors import DataError
 from foundation.tokens.config import VqVaeConfig
-from foundation.tokens.tokenizer import (
-    Stream,
-    Tokenizer,
-    category_size,
-    exact_codes,
-    inverse_transform,
-    transform,
-)
+from foundation.tokens.inputs import Inputs
+from foundation.tokens.tokenizer import NOTHING, Codes, Points, Stream, Tokenizer
+from foundation.tokens.transforms import category_size, exact_codes, inverse_transform, lowest_value
 
 CLOUDS_PER_PASS = 512
 
@@ -129,53 +123,35 @@ class VqVaeTokenizer(Tokenizer):
     kind = "vqvae"
 
     def __init__(
-        self,
-        dataset: str,
-        features: tuple[Feature, ...],
-        config: VqVaeConfig,
-        net: VqVae,
-        mean: NDArray[np.float64],
-        std: NDArray[np.float64],
+        self, inputs: Inputs, config: VqVaeConfig, net: VqVae, mean: NDArray[np.float64], std: NDArray[np.float64]
     ) -> None:
-        super().__init__(dataset, features)
+        super().__init__(inputs)
         self.config, self.net, self.mean, self.std = config, net.eval(), mean, std
-
-    @property
-    def continuous(self) -> tuple[Feature, ...]:
-        """Features that the code stands for."""
-        return tuple(f for f in self.features if f.kind == "continuous")
-
-    @property
-    def exact(self) -> tuple[Feature, ...]:
-        """Features with a stream of their own."""
-        return tuple(f for f in self.features if f.kind != "continuous")
 
     @property
     def streams(self) -> tuple[Stream, ...]:
         return (
             *(Stream(f"code{q}", self.config.codebook) for q in range(self.config.quantisers)),
-            *(Stream(f.name, category_size(f)) for f in self.exact),
+            *(Stream(f.name, category_size(f)) for f in self.inputs.exact),
         )
 
     @staticmethod
     def fit(
-        dataset: str,
-        features: tuple[Feature, ...],
+        inputs: Inputs,
         clouds: PointClouds,
         config: VqVaeConfig,
         seed: int,
-        on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+        on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     ) -> VqVaeTokenizer:
         """Train on `clouds`. `on_step` is called after every step with its number and metrics."""
-        continuous = tuple(f for f in features if f.kind == "continuous")
-        if not continuous or len(clouds) == 0:
-            raise DataError(f"a vqvae tokenizer of '{dataset}' needs continuous features and at least one point cloud")
-        x = np.stack([transform(f, clouds.feature(f.name)) for f in continuous], axis=1)
+        if not inputs.continuous:
+            raise DataError(f"tokenizer '{inputs.name}': a vqvae needs continuous features")
+        x = inputs.transformed(clouds)
         # features whose card declares no scale are brought to unit size; those that do keep the card's weight
         mean, std = x.mean(axis=0), np.full(x.shape[1], max(x.std(axis=0).max(), 1e-6))
         x = ((x - mean) / std).astype(np.float32)
         torch.manual_seed(seed)
-        net = VqVae(len(continuous), config).train()
+        net = VqVae(len(inputs.continuous), config).train()
         optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=1e-2)
         rng = np.random.default_rng(seed)
         per_batch = max(1, int(config.batch_points / max(clouds.counts.mean(), 1.0)))
@@ -184,9 +160,9 @@ class VqVaeTokenizer(Tokenizer):
                 group["lr"] = config.learning_rate * _one_cycle(step, config.steps)
             batch = rng.integers(0, len(clouds), per_batch)
             rows, offsets = rows_of(clouds.offsets, batch)
-            inputs = torch.from_numpy(x[rows])
-            reconstructed, codes, commitment = net(inputs, _groups(offsets))
-            error = F.mse_loss(reconstructed, inputs)
+            truth = torch.from_numpy(x[rows])
+            reconstructed, codes, commitment = net(truth, _groups(offsets))
+            error = F.mse_loss(reconstructed, truth)
             optimizer.zero_grad()
             (error + commitment).backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -194,34 +170,32 @@ class VqVaeTokenizer(Tokenizer):
             on_step(
                 step, {"reconstruction": float(error.detach()), "codes_in_batch": float(codes[:, 0].unique().numel())}
             )
-        return VqVaeTokenizer(dataset, features, config, net, mean, std)
+        return VqVaeTokenizer(inputs, config, net, mean, std)
 
     @torch.no_grad()
-    def encode(self, clouds: PointClouds) -> NDArray[np.int64]:
-        self.require(clouds)
-        x = np.stack([transform(f, clouds.feature(f.name)) for f in self.continuous], axis=1)
+    def _encode(self, clouds: PointClouds) -> Codes:
+        x = self.inputs.transformed(clouds)
         x = ((x - self.mean) / self.std).astype(np.float32)
         codes = np.empty((len(x), self.config.quantisers), np.int64)
         for rows, groups in self._passes(clouds.offsets):
             latents = self.net.latents(torch.from_numpy(x[rows]), groups)
             codes[rows] = self.net.codes(latents).numpy()
-        exact = [exact_codes(f, clouds.feature(f.name)) for f in self.exact]
-        return np.column_stack([codes, *exact])
+        exact = [exact_codes(f, clouds.feature(f.name)) for f in self.inputs.exact]
+        return Codes(np.column_stack([codes, *exact]), clouds.offsets)
 
     @torch.no_grad()
-    def decode(
-        self, codes: NDArray[np.int64], offsets: NDArray[np.int64], uniform: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
-        x = np.empty((len(codes), len(self.continuous)), np.float64)
-        for rows, groups in self._passes(offsets):
-            latents = self.net.vectors(torch.from_numpy(codes[rows, : self.config.quantisers]))
+    def decode(self, codes: Codes, uniform: NDArray[np.float64], conditions: Mapping[str, NDArray] = NOTHING) -> Points:
+        x = np.empty((len(codes.values), len(self.inputs.continuous)), np.float64)
+        for rows, groups in self._passes(codes.offsets):
+            latents = self.net.vectors(torch.from_numpy(codes.values[rows, : self.config.quantisers]))
             x[rows] = self.net.features(latents, groups).numpy()
         x = x * self.std + self.mean
-        columns: dict[str, NDArray] = {f.name: inverse_transform(f, x[:, i]) for i, f in enumerate(self.continuous)}
-        for k, f in enumerate(self.exact):
-            low = f.range[0] if f.kind == "integer" and f.range else 0
-            columns[f.name] = codes[:, self.config.quantisers + k] + low
-        return np.stack([columns[f.name] for f in self.features], axis=1).astype(np.float32)
+        columns: dict[str, NDArray] = {
+            f.name: inverse_transform(f, x[:, i]) for i, f in enumerate(self.inputs.continuous)
+        }
+        for k, f in enumerate(self.inputs.exact):
+            columns[f.name] = codes.values[:, self.config.quantisers + k] + lowest_value(f)
+        return Points(np.stack([columns[f.name] for f in self.features], axis=1).astype(np.float32), codes.offsets)
 
     def code_vectors(self) -> dict[str, NDArray[np.float32]]:
         books = self.net.quantise.codebooks.detach().numpy()
@@ -237,15 +211,12 @@ class VqVaeTokenizer(Tokenizer):
         arrays = {f"net.{k}": v.numpy() for k, v in self.net.state_dict().items()}
         return self.config.model_dump(), arrays | {"mean": self.mean, "std": self.std}
 
-    @staticmethod
-    def from_state(
-        dataset: str, features: tuple[Feature, ...], settings: dict, arrays: dict[str, NDArray]
-    ) -> VqVaeTokenizer:
-        """Rebuild a tokenizer from what `state` returned."""
+    @classmethod
+    def from_state(cls, inputs: Inputs, settings: dict, arrays: dict[str, NDArray]) -> VqVaeTokenizer:
         config = VqVaeConfig(**settings)
         net = VqVae(len(arrays["mean"]), config)
         net.load_state_dict({k.removeprefix("net."): torch.from_numpy(v) for k, v in arrays.items() if "net." in k})
-        return VqVaeTokenizer(dataset, features, config, net, arrays["mean"], arrays["std"])
+        return VqVaeTokenizer(inputs, config, net, arrays["mean"], arrays["std"])
 
 
 def _one_cycle(step: int, steps: int) -> float:

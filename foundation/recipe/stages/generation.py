@@ -20,7 +20,7 @@ from foundation.recipe.running import StageContext
 from foundation.recipe.schema import Generate, Sample
 from foundation.recipe.stages.datasets import read_split
 from foundation.recipe.stages.models import model_folder
-from foundation.tokens.tokenizer import load_tokenizer
+from foundation.tokens.kinds import load_tokenizer
 
 
 def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
         made = generate_clouds(
             backbone,
             model.layout,
-            load_tokenizer(home / "tokenizers" / tag),
+            load_tokenizer(home / "tokenizers" / tag, model.vocabulary.dataset(tag).tokenizer),
             card,
             labels,
             conditions,

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from foundation.data.dask_workers import Run, running
 from foundation.data.files import FileSize, point_cloud_file_size, read_point_clouds
 from foundation.data.formats.reading import with_features
 from foundation.data.point_clouds import PointClouds
+from foundation.data.ragged import to_offsets
 from foundation.errors import DataError, RecipeError, did_you_mean
 from foundation.recipe.artifact import Artifact
 from foundation.recipe.running import StageContext
@@ -26,9 +28,9 @@ from foundation.stream.shard_index import Columns
 from foundation.stream.shuffling import Encoded, Part
 from foundation.stream.whole_files import write_json
 from foundation.stream.writing import write_dataset
-from foundation.tokens.config import VqVaeConfig
-from foundation.tokens.per_feature import PerFeatureTokenizer
-from foundation.tokens.tokenizer import Tokenizer, load_tokenizer, outside_window, tokenizer_digest, transform
+from foundation.tokens.inputs import Inputs
+from foundation.tokens.kinds import fit_tokenizer, load_tokenizer
+from foundation.tokens.tokenizer import Tokenizer, tokenizer_digest
 from foundation.tokens.vocabulary import Vocabulary
 
 ENCODE_AT_ONCE = 4000
@@ -37,58 +39,88 @@ PART_BYTES = 64 * 2**20
 
 
 def tokenizer(spec: FitTokenizer, context: StageContext) -> dict[str, Any]:
-    """Fit a tokenizer and measure how well it reproduces points it has not seen."""
-    source = context.artifact(spec.source)
-    card = with_features(card_of(source), spec.features, ordered=False)
-    clouds = read_split(source, "train")
-    _say_outside(_outside(clouds, card.features), len(clouds.points), card.name)
-    chosen = np.sort(np.random.default_rng(context.seed).permutation(len(clouds))[: spec.fit_objects])
-    fitted = _fit(spec, context, card, clouds.select(chosen))
+    """Fit a tokenizer on one or several datasets and measure how well it reproduces points it has not seen."""
+    sources = [context.artifact(name) for name in spec.sources]
+    cards = [with_features(card_of(source), spec.features, ordered=False) for source in sources]
+    _same_features(spec, cards)
+    name = spec.called or cards[0].tag
+    clouds = _joined(cards, [_some(read_split(s, "train"), spec.fit_objects, context.seed) for s in sources])
+    inputs = Inputs.fit(name, [card.tag for card in cards], cards[0].features, clouds)
+    fitted = _fit(spec, context, inputs, clouds)
     fitted.save(context.folder)
-    quality = reproduction(fitted, read_split(source, "validation"))
+    quality: dict[str, float] = {}
+    for card, source in zip(cards, sources, strict=True):
+        measured = reproduction(fitted, _joined([card], [read_split(source, "validation")]))
+        quality |= {f"{card.tag}.{k}": v for k, v in measured.items()} if len(cards) > 1 else measured
     context.tracker.log_metrics(quality, 0)
     return {
-        "dataset": card.tag,
+        "name": name,
+        "datasets": list(inputs.datasets),
         "kind": fitted.kind,
         "streams": {s.name: s.size for s in fitted.streams},
         "quality": quality,
-        "line": f"{fitted.kind}, codes per point: "
+        "line": f"{fitted.kind}, codes per {'patch' if fitted.tokens_per_object else 'point'}: "
         + " x ".join(f"{s.name} {s.size}" for s in fitted.streams)
         + "; "
         + ", ".join(f"{k} {v:.3g}" for k, v in quality.items()),
     }
 
 
-def _fit(spec: FitTokenizer, context: StageContext, card: DatasetCard, clouds: PointClouds) -> Tokenizer:
-    if not isinstance(spec.method, VqVaeConfig):
-        return PerFeatureTokenizer.fit(card.tag, card.features, clouds, spec.method.bins)
-    from foundation.tokens.vqvae import VqVaeTokenizer
+def _same_features(spec: FitTokenizer, cards: list[DatasetCard]) -> None:
+    """One tokenizer for several datasets must see the same quantities in all of them."""
+    first = cards[0]
+    for card in cards[1:]:
+        for ours, theirs in zip_longest(first.features, card.features):
+            if ours is None or theirs is None or _meaning(ours) != _meaning(theirs):
+                names = [f.name if f else "nothing" for f in (ours, theirs)]
+                raise RecipeError(
+                    f"tokenizer '{spec.name}' cannot serve '{first.tag}' and '{card.tag}': '{names[0]}' and "
+                    f"'{names[1]}' differ in name, kind, unit, convention or transform; name common ones in 'features'"
+                )
 
-    with Progress("fit", spec.method.steps, "steps") as progress:
 
-        def on_step(step: int, metrics: dict[str, float]) -> None:
-            progress.advance(1, f"reconstruction {metrics['reconstruction']:.4f}")
+def _meaning(feature: Feature) -> Feature:
+    """A feature without its description."""
+    return feature.model_copy(update={"description": ""})
+
+
+def _some(clouds: PointClouds, most: int, seed: int) -> PointClouds:
+    return clouds.select(np.sort(np.random.default_rng(seed).permutation(len(clouds))[:most]))
+
+
+def _joined(cards: list[DatasetCard], parts: list[PointClouds]) -> PointClouds:
+    """Clouds of several datasets as one, with the features of the first and the conditions that all have."""
+    names = [f.name for f in cards[0].features]
+    common = [c for c in parts[0].condition_names if all(c in part.condition_names for part in parts)]
+    return PointClouds.concatenate([part.with_columns(names, common, cards[0].tag) for part in parts])
+
+
+def _fit(spec: FitTokenizer, context: StageContext, inputs: Inputs, clouds: PointClouds) -> Tokenizer:
+    with Progress("fit", getattr(spec.method, "steps", 1), "steps") as progress:
+
+        def on_step(step: int, metrics: Mapping[str, float]) -> None:
+            progress.advance(1, ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
             if step % 50 == 0:
-                context.tracker.log_metrics(metrics, step)
+                context.tracker.log_metrics(dict(metrics), step)
 
-        return VqVaeTokenizer.fit(card.tag, card.features, clouds, spec.method, context.seed, on_step)
+        return fit_tokenizer(spec.method, inputs, clouds, context.seed, on_step)
 
 
 def reproduction(fitted: Tokenizer, clouds: PointClouds) -> dict[str, float]:
     """Mean absolute error of each continuous feature after encoding and decoding, and the share of codes in use."""
-    codes = fitted.encode(clouds)
-    uniform = np.random.default_rng(0).random(codes.shape)
-    decoded = fitted.decode(codes, clouds.offsets, uniform)
+    codes = fitted.encode(clouds).values
     quality = {}
-    for i, feature in enumerate(fitted.features):
-        if feature.kind == "continuous":
+    if fitted.tokens_per_object is None:
+        decoded = fitted.reconstruct(clouds)
+        for feature in fitted.inputs.continuous:
             truth = clouds.feature(feature.name)
-            error = np.abs(decoded[:, i] - truth)
+            error = np.abs(decoded.feature(feature.name) - truth)
             if feature.log:
                 error = error / truth
             quality[f"{feature.name}_{'relative_' if feature.log else ''}error"] = float(error.mean())
-    if fitted.kind == "vqvae":
-        quality["codes_used"] = len(np.unique(codes[:, 0])) / fitted.streams[0].size
+    for k, stream in enumerate(fitted.streams):
+        if stream.name.startswith("code"):
+            quality[f"{stream.name}_used"] = len(np.unique(codes[:, k])) / stream.size
     return quality
 
 
@@ -98,8 +130,15 @@ def tokenize(spec: Tokenize, context: StageContext) -> dict[str, Any]:
     for dataset in spec.datasets:
         source, made = context.artifact(dataset.source), context.artifact(dataset.tokenizer)
         card, fitted = card_of(source), load_tokenizer(made.folder)
-        if fitted.dataset != card.tag:
-            raise RecipeError(f"tokenizer '{made.name}' was fitted on '{fitted.dataset}', not on '{card.tag}'")
+        if dataset.conditions is not None:
+            card = card.model_copy(update={"conditions": dataset.conditions})
+        if card.tag not in fitted.inputs.datasets:
+            fitted_on = "', '".join(fitted.inputs.datasets)
+            raise RecipeError(f"tokenizer '{made.name}' was fitted on '{fitted_on}', not on '{card.tag}'")
+        if spec.features != "none" and fitted.tokens_per_object is not None:
+            raise RecipeError(
+                f"tokenizer '{made.name}' codes patches: there are no features of points beside its codes"
+            )
         parts.append((source, card, made, fitted, tokenizer_digest(made.folder)))
     vocabulary = Vocabulary.build([(card, fitted.streams, digest) for _, card, _, fitted, digest in parts])
     vocabulary.save(context.folder / "vocabulary.json")
@@ -141,11 +180,11 @@ def _write_split(
 ) -> dict[str, Any]:
     """Shards of one split; the manifest. What a killed run finished of it is kept."""
     home = context.folder / card.tag
-    continuous = tuple(f.name for f in fitted.features if f.kind == "continuous")
+    continuous = tuple(f.name for f in fitted.inputs.continuous)
     manifest = write_dataset(
         home / split,
         card.tag,
-        _parts(source, split),
+        _parts(source, split, fitted.tokens_per_object),
         EncodeFiles((home / "tokenizer").resolve(), tuple(c.name for c in card.conditions), spec.features != "none"),
         Columns(
             streams=len(fitted.streams),
@@ -164,7 +203,7 @@ def _write_split(
     return manifest
 
 
-def _parts(source: Artifact, split: str) -> list[Part]:
+def _parts(source: Artifact, split: str, tokens_per_object: int | None) -> list[Part]:
     """The files of a split, small ones together, so that there are few parts and each fits into memory."""
     paths = sorted((source.folder / split).glob("*.h5"))
     parts: list[Part] = []
@@ -173,11 +212,12 @@ def _parts(source: Artifact, split: str) -> list[Part]:
         group.append((path, point_cloud_file_size(path)))
         if path == paths[-1] or sum(size.clouds * size.bytes_per_cloud for _, size in group) >= PART_BYTES:
             first, last = group[0][0].stem, group[-1][0].stem
+            sequences, points = (sum(getattr(size, what) for _, size in group) for what in ("clouds", "points"))
             parts.append(
                 Part(
                     name=first if first == last else f"{first} to {last}",
-                    sequences=sum(size.clouds for _, size in group),
-                    points=sum(size.points for _, size in group),
+                    sequences=sequences,
+                    points=points if tokens_per_object is None else tokens_per_object * sequences,
                     source=tuple(str(path.resolve()) for path, _ in group),
                     stamp=" ".join(str(source.outputs.get(f"{split}/{path.name}")) for path, _ in group),
                 )
@@ -208,21 +248,15 @@ class EncodeFiles:
             fitted.encode(clouds.select(slice(first, first + ENCODE_AT_ONCE)))
             for first in range(0, len(clouds), ENCODE_AT_ONCE)
         ]
+        counts = [np.diff(part.offsets) for part in codes]
         return Encoded(
-            codes=np.concatenate([np.zeros((0, len(fitted.streams)), np.int64), *codes]),
-            offsets=clouds.offsets,
+            codes=np.concatenate([np.zeros((0, len(fitted.streams)), np.int64), *(part.values for part in codes)]),
+            offsets=to_offsets(np.concatenate([np.zeros(0, np.int64), *counts])),
             labels=clouds.labels,
             conditions=clouds.conditions_named(self.conditions),
-            features=_continuous(fitted, clouds) if self.with_features else None,
-            counted=_outside(clouds, fitted.features),
+            features=fitted.inputs.transformed(clouds).astype(np.float32) if self.with_features else None,
+            counted={f"outside.{name}": count for name, count in fitted.inputs.outside(clouds).items()},
         )
-
-
-def _continuous(fitted: Tokenizer, clouds: PointClouds) -> np.ndarray:
-    """Continuous features float32 [N, F] in the space in which the tokenizer works, where float16 is precise enough."""
-    features = [f for f in fitted.features if f.kind == "continuous"]
-    columns = [transform(f, clouds.feature(f.name)).astype(np.float32) for f in features]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(clouds.points), 0), np.float32)
 
 
 @contextmanager
@@ -238,13 +272,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _outside(clouds: PointClouds, features: tuple[Feature, ...]) -> dict[str, int]:
-    """Points outside the card's range, by feature, as the manifest counts them."""
-    return {f"outside.{name}": count for name, count in outside_window(clouds, features).items()}
-
-
 def _say_outside(counted: Mapping[str, int], points: int, name: str) -> None:
     for key, count in counted.items():
         share = 100.0 * count / max(1, points)
         feature = key.removeprefix("outside.")
-        say(f"  {name}: {count} points ({share:.2g} %) have '{feature}' outside the card's range; they are kept")
+        say(f"  {name}: {count} points ({share:.2g} %) have '{feature}' outside the tokenizer's window; they are kept")

@@ -27,8 +27,8 @@ from foundation.stream.token_stream import StreamConfig, TokenStream, one_pass
 from foundation.tasks.base import Task, to_device
 from foundation.tasks.classification import Classification
 from foundation.tasks.generation import Generation
+from foundation.tokens.kinds import load_tokenizer
 from foundation.tokens.layout import Layout
-from foundation.tokens.tokenizer import load_tokenizer
 from foundation.tokens.vocabulary import Vocabulary
 from foundation.train.config import TrainConfig
 from foundation.train.loop import Trained, train
@@ -112,7 +112,8 @@ def new_backbone(config: TransformerConfig, vocabulary: Vocabulary, tokens: Arti
     backbone = Transformer(config, vocabulary.size)
     generator = torch.Generator().manual_seed(seed)
     for tag in vocabulary.datasets:
-        for stream, vectors in load_tokenizer(tokens.folder / tag / "tokenizer").code_vectors().items():
+        tokenizer = load_tokenizer(tokens.folder / tag / "tokenizer", vocabulary.dataset(tag).tokenizer)
+        for stream, vectors in tokenizer.code_vectors().items():
             ids = vocabulary.ranges[f"{tag}.{stream}"]
             start_from(backbone, range(ids.start, ids.start + ids.size), torch.from_numpy(vectors), generator)
     return backbone
