@@ -107,12 +107,14 @@ def test_rows_that_cannot_be_divided_over_ranks_are_refused(toy: ToyTokens) -> N
 
 @pytest.fixture(scope="module")
 def mixed_layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Vocabulary]:
-    """Datasets of one, two and four codes per point, in one vocabulary; some clouds are empty."""
+    """Datasets of one, two and four codes per point, in one vocabulary; some clouds are empty. In two, every object has
+    the same number of tokens."""
     sizes = {
-        "special": 4, "tag.one": 1, "tag.two": 1, "tag.many": 1, "class.one": 2, "class.two": 1, "class.many": 1,
-        "condition.one.energy": 4,
+        "special": 4, "tag.one": 1, "tag.two": 1, "tag.many": 1, "tag.six": 1, "tag.ten": 1,
+        "class.one": 2, "class.two": 1, "class.many": 1, "condition.one.energy": 4, "condition.six.energy": 4,
         "one.code": 50, "two.x": 7, "two.y": 8,
         "many.w": 7, "many.x": 8, "many.y": 9, "many.z": 9,
+        "patch.code0": 7, "patch.code1": 7, "cell.code": 7,
     }  # fmt: skip
     starts = np.concatenate([[0], np.cumsum(list(sizes.values()))]).tolist()
     energy = Condition(name="energy", unit="GeV", range=(1.0, 9.0), bins=4)
@@ -122,14 +124,20 @@ def mixed_layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path],
             DatasetEntry("one", ("a", "b"), (energy,), ("code",), "0"),
             DatasetEntry("two", ("c",), (), ("x", "y"), "0"),
             DatasetEntry("many", ("d",), (), ("w", "x", "y", "z"), "0"),
+            DatasetEntry("six", (), (energy,), ("code0", "code1"), "0", "patch", 6),
+            DatasetEntry("ten", (), (), ("code",), "0", "cell", 10),
         ],
     )
     home, rng, folders = tmp_path_factory.mktemp("mixed"), np.random.default_rng(1), []
-    for tag, streams, conditions, classes in (("one", 1, 1, 2), ("two", 2, 0, 1), ("many", 4, 0, 1)):
+    for tag, entry in vocabulary.datasets.items():
+        streams, conditions, classes = len(entry.streams), len(entry.conditions), max(1, len(entry.classes))
         points = rng.integers(0, 20, 120) * (rng.random(120) < 0.8)
+        if entry.tokens_per_object is not None:
+            points[:] = entry.tokens_per_object
         write_shards(
             home / tag, tag, rng.integers(0, 7, (points.sum(), streams)), np.concatenate([[0], np.cumsum(points)]),
-            rng.integers(0, classes, 120), rng.uniform(1, 9, (120, conditions)).astype(np.float32), largest_code=9,
+            rng.integers(0, classes, 120) - (not entry.classes),
+            rng.uniform(1, 9, (120, conditions)).astype(np.float32), largest_code=9,
             identity={"vocabulary": "v"}, seed=1, block_sequences=50,
         )  # fmt: skip
         folders.append(home / tag)
@@ -137,7 +145,7 @@ def mixed_layouts(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path],
 
 
 @pytest.mark.parametrize("mode", ["delayed", "interleaved"])
-@pytest.mark.parametrize("chosen", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("chosen", [(0,), (1,), (2,), (3,), (4,), (0, 1, 2), (0, 2, 3, 4)])
 def test_batches_are_what_the_layout_says(mixed_layouts, mode, chosen) -> None:
     """The stream lays out one step per point by a way of its own; the layout's sequences are the truth."""
     folders, vocabulary = mixed_layouts

@@ -287,7 +287,7 @@ class RowStream:
             packing = pack(tokens, self.config.row_tokens)
             if self._packings_bytes < PACKING_BYTES:
                 self._packings[dataset, number] = packing
-                self._packings_bytes += packing.placed.nbytes
+                self._packings_bytes += packing.row_of_ranks.nbytes
         return packing
 
     def _hidden(self, block: Block, rng: np.random.Generator) -> _Hidden:
@@ -320,7 +320,7 @@ def arrange(
     key |= np.maximum(row_tokens + 1 - tokens, 0).astype(np.uint64) << np.uint64(64 - LENGTH_BITS)
     key.sort()
     longest_first = (key[packing.left_out :] & np.uint64(2**bits - 1)).astype(np.int64)
-    row = rng.permutation(packing.rows)[packing.row_of_ranks()]
+    row = rng.permutation(packing.rows)[packing.row_of_ranks]
     # a stable sort of 16-bit integers is a radix sort
     by_row = np.argsort(row.astype(np.uint16) if packing.rows < 2**16 else row, kind="stable")
     return longest_first[by_row], to_offsets(np.bincount(row, minlength=packing.rows))
