@@ -25,7 +25,7 @@ from foundation.tokens.inputs import Inputs
 from foundation.tokens.kinds import fit_tokenizer
 from foundation.tokens.layout import Layout
 from foundation.tokens.tokenizer import Tokenizer
-from foundation.tokens.vocabulary import Vocabulary
+from foundation.tokens.vocabulary import Addition, Vocabulary
 
 JETS = DatasetCard(
     name="toy_jets",
@@ -134,7 +134,7 @@ class ToyTokens:
                 cards.items(), (vqvae, PerFeatureConfig(type="per_feature", bins=16)), strict=True
             )
         }
-        self.vocabulary = Vocabulary.build([(cards[t], tok.streams, "0" * 64) for t, tok in self.tokenizers.items()])
+        self.vocabulary = Vocabulary.build([Addition.of(cards[t], tok, "0" * 64) for t, tok in self.tokenizers.items()])
         self.codes = {tag: tok.encode(self.clouds[tag]).values for tag, tok in self.tokenizers.items()}
         for tag, clouds in self.clouds.items():
             write_shards(

@@ -32,7 +32,7 @@ from foundation.tokens.config import PerFeatureConfig
 from foundation.tokens.layout import Layout
 from foundation.tokens.per_feature import PerFeatureTokenizer
 from foundation.tokens.tokenizer import tokenizer_digest
-from foundation.tokens.vocabulary import Vocabulary
+from foundation.tokens.vocabulary import Addition, Vocabulary
 
 from conftest import JETS, SHOWERS, inputs_of, toy_jets, toy_showers
 
@@ -58,7 +58,7 @@ class Stage:
             tokenizer.save(home / tag / "tokenizer")
         self.digests = {tag: tokenizer_digest(home / tag / "tokenizer") for tag in cards}
         self.vocabulary = Vocabulary.build(
-            [(cards[tag], tokenizer.streams, self.digests[tag]) for tag, tokenizer in self.tokenizers.items()]
+            [Addition.of(cards[tag], tokenizer, self.digests[tag]) for tag, tokenizer in self.tokenizers.items()]
         )
         self.vocabulary.save(home / "vocabulary.json")
         (home / "artifact.json").write_text(json.dumps({"summary": {"streams": "delayed"}}))

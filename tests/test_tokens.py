@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from foundation.data.cards import Feature
 from foundation.data.ragged import length_buckets, to_offsets
 from foundation.errors import DataError
+from foundation.tokens.conditions import condition_bins
 from foundation.tokens.config import VqVaeConfig
 from foundation.tokens.kinds import load_tokenizer
 from foundation.tokens.layout import Layout
 from foundation.tokens.per_feature import PerFeatureTokenizer
 from foundation.tokens.tokenizer import Stream
 from foundation.tokens.transforms import inverse_transform, transform
-from foundation.tokens.vocabulary import ANY, BOS, EOS, NONE, Vocabulary, condition_bins
+from foundation.tokens.vocabulary import ANY, BOS, EOS, NONE, Addition, Vocabulary
 
 from conftest import JETS, SHOWERS, ToyTokens, inputs_of, toy_jets, toy_showers
 
@@ -102,14 +103,15 @@ def test_transforms_invert(value: float, log: bool, shift: float, scale: float) 
 
 def test_growing_a_vocabulary_moves_no_id(toy: ToyTokens) -> None:
     other = JETS.model_copy(update={"name": "more", "tag": "more"})
-    grown = toy.vocabulary.grow([(other, (Stream("code0", 7),), "1" * 64)])
+    addition = Addition(other, "more", (Stream("code0", 7),), "1" * 64)
+    grown = toy.vocabulary.grow([addition])
     for name, r in toy.vocabulary.ranges.items():
         assert grown.ranges[name] == r
     assert grown.size == toy.vocabulary.size + 1 + 2 + 7
     assert grown.digest != toy.vocabulary.digest
     assert Vocabulary.from_json(grown.to_json()).digest == grown.digest
     with pytest.raises(DataError, match="already has a dataset"):
-        grown.grow([(other, (Stream("code0", 7),), "1" * 64)])
+        grown.grow([addition])
 
 
 @given(st.floats(5, 50), st.integers(1, 64), st.sampled_from(["linear", "log"]))
@@ -129,7 +131,7 @@ def test_condition_bins_are_ordered_and_cover_the_range(value: float, bins: int,
 def test_sequences_obey_the_grammar_and_give_the_codes_back(toy, counts, mode, tag, data) -> None:
     layout: Layout = toy.layout(mode)
     n = np.array(counts)
-    sizes = [toy.vocabulary.ranges[f"{tag}.{s}"].size for s in layout.entry(tag).streams]
+    sizes = [toy.vocabulary.stream_range(tag, s).size for s in layout.entry(tag).streams]
     seed = data.draw(st.integers(0, 1000))
     rng = np.random.default_rng(seed)
     codes = np.stack([rng.integers(0, size, n.sum()) for size in sizes], axis=1)
@@ -153,7 +155,7 @@ def test_sequences_obey_the_grammar_and_give_the_codes_back(toy, counts, mode, t
             [
                 [
                     (body[j * k + s, 0] if mode == "interleaved" else body[j + s, s])
-                    - toy.vocabulary.ranges[f"{tag}.{stream}"].start
+                    - toy.vocabulary.stream_range(tag, stream).start
                     for s, stream in enumerate(layout.entry(tag).streams)
                 ]
                 for j in range(count)

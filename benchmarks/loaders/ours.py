@@ -16,7 +16,7 @@ from foundation.stream.token_stream import TokenStream
 from foundation.stream.writing import write_shards
 from foundation.tokens.layout import Layout
 from foundation.tokens.tokenizer import Stream
-from foundation.tokens.vocabulary import Vocabulary
+from foundation.tokens.vocabulary import Addition, Vocabulary
 from loaders.contender import Contender
 from loaders.samples import CODES, RowPacker, Rows, Samples
 
@@ -28,7 +28,7 @@ ROWS, BATCHES = "ours: rows of codes", "ours: training batches"
 @cache
 def vocabulary() -> Vocabulary:
     """Jets with ten classes, showers with a condition; one code per point for both."""
-    return Vocabulary.build([(load_card(name), (Stream("code", CODES),), "") for name in CARDS])
+    return Vocabulary.build([Addition(card, card.tag, (Stream("code", CODES),), "") for card in map(load_card, CARDS)])
 
 
 def write(samples: Samples, folder: Path) -> None:

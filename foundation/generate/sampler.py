@@ -2,6 +2,7 @@
 
 Object `index` of a campaign is drawn with random numbers of (seed, index) alone, so it does not depend on the batch it
 is sampled in. All sequences of a batch are equally far; finished ones leave it, so that time goes to real tokens.
+Where every object has the same number of tokens (patches), that many are drawn, and no end.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class SamplingConfig:
     """How ids are drawn, and the longest object."""
 
     max_points: int
+    """Most points of an object; of no meaning where every object has the same number of tokens."""
     temperature: float = 1.0
     top_p: float = 1.0
     """Keep the most probable ids that add up to this probability."""
@@ -70,11 +72,13 @@ class _Delayed:
         self.model, self.layout, self.config = model.eval(), layout, config
         self.device = next(model.parameters()).device
         self.streams = len(layout.entry(tag).streams)
+        self.fixed = layout.entry(tag).tokens_per_object
+        self.cap = config.max_points if self.fixed is None else self.fixed
         first = layout.first_slot[tag]
         self.slots = layout.slots[first : first + self.streams]
         self.prefix = torch.from_numpy(prefix).to(self.device)
         self.objects = len(prefix)
-        steps = self._body_steps(config.max_points)
+        steps = self._body_steps(self.cap)
         # all random numbers of an object come from (seed, its index); drawn step by step they would depend on the batch
         self.random = [np.random.default_rng([seed, int(i)]) for i in indices]
         self.uniform = torch.empty(self.objects, 0, self.streams, dtype=torch.float64)
@@ -100,19 +104,26 @@ class _Delayed:
             hidden = self.model.decode(ids, step, cache)
         return hidden
 
+    def _known_counts(self) -> Tensor:
+        """Points of each object [B]; -1 where eos is still to come."""
+        known = -1 if self.fixed is None else self.fixed
+        return torch.full((self.objects,), known, dtype=torch.int64, device=self.device)
+
     def run(self) -> SampledCodes:
         """Sample all objects of the batch."""
-        cap, k = self.config.max_points, self.streams
+        cap, k = self.cap, self.streams
         cache = Cache(self.model.config, self.objects, self.max_steps, self.device)
         hidden = self._enter_prefix(cache)
         codes = torch.zeros(self.objects, cap, k, dtype=torch.int64, device=self.device)
-        counts = torch.full((self.objects,), -1, dtype=torch.int64, device=self.device)
+        counts = self._known_counts()
         rows = torch.arange(self.objects, device=self.device)
         cut = torch.zeros(self.objects, dtype=torch.bool, device=self.device)
         body, at = 0, self.prefix.shape[1]
         while len(rows):
             uniform = self._uniform(body, rows)
             ids = torch.full((len(rows), self.layout.columns), NONE, device=self.device)
+            if body == self.fixed:
+                ids[:, 0] = EOS
             for stream, slot in enumerate(self.slots):
                 point = body - stream
                 wanted = self._wanted(counts[rows], point)
@@ -161,15 +172,15 @@ class _Interleaved(_Delayed):
 
     def run(self) -> SampledCodes:
         """Sample all objects of the batch."""
-        cap, k = self.config.max_points, self.streams
+        cap, k = self.cap, self.streams
         cache = Cache(self.model.config, self.objects, self.max_steps, self.device)
         hidden = self._enter_prefix(cache)
         codes = torch.zeros(self.objects, cap, k, dtype=torch.int64, device=self.device)
-        counts = torch.full((self.objects,), -1, dtype=torch.int64, device=self.device)
+        counts = self._known_counts()
         cut = torch.zeros(self.objects, dtype=torch.bool, device=self.device)
         rows = torch.arange(self.objects, device=self.device)
         body, at = 0, self.prefix.shape[1]
-        while True:
+        while self.fixed is None or body < k * self.fixed:
             point, stream = divmod(body, k)
             slot = self.slots[stream]
             uniform = self._uniform(point, rows)[:, stream]

@@ -99,11 +99,13 @@ def _write_delayed(
         head, tail = prefix + k, part.gap - prefix - k
         column[np.minimum(first[:, None] + np.arange(head), len(column) - 1)] = NONE
         column[_last(ends, tail)] = NONE
-        before, after = first[:, None] + np.arange(head - 1), _last(ends, tail if k == 0 else tail + 1)
+        # eos is predicted as the stream's next id where a sequence may end at any point
+        before, after = first[:, None] + np.arange(head - 1), _last(ends, tail if layout.slots[slot].ends else tail + 1)
         wanted[before] = places[before] = wanted[after] = places[after] = -1
     # eos follows the last code of the first stream
     tail = part.gap - prefix
-    targets[ends - 1 - tail, 0] = EOS
+    if layout.slots[layout.first_slot[tag]].ends:
+        targets[ends - 1 - tail, 0] = EOS
     if tail:
         ids[ends - tail, 0] = EOS
     ids[first[:, None] + np.arange(prefix), 0] = layout.prefix(tag, part.shown, part.conditions)

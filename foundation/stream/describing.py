@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ from foundation.data.describe.text_table import table_lines
 from foundation.stream.packing import pack
 from foundation.stream.reading import Block, ShardedDataset
 from foundation.stream.rows import length_rule
+from foundation.tokens.id_names import IdNames
 from foundation.tokens.layout import Layout
 from foundation.tokens.tokenizer import Codes, Tokenizer
-from foundation.tokens.vocabulary import EOS, NONE, SPECIALS, Vocabulary
+from foundation.tokens.vocabulary import EOS
 
 ROW_TOKENS = (1024, 2048, 4096)
 SAMPLED_BLOCKS = 200
@@ -166,24 +166,3 @@ def _point_lines(block: Block, place: int, tokenizer: Tokenizer, points: int) ->
     yield from (f"  {line}" for line in table_lines(header, rows))
     if len(values) > points:
         yield f"  ... {len(values) - points} more points"
-
-
-class IdNames:
-    """What an id means: its range and its place there, classes by their name."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._ranges = list(vocabulary.ranges.values())
-        self._starts: Sequence[int] = [r.start for r in self._ranges]
-        self._classes = {f"class.{d.name}": d.classes for d in vocabulary.datasets.values()}
-
-    def of(self, number: int) -> str:
-        """`812 jets.pt 14`, or nothing for the empty place."""
-        if number == NONE:
-            return ""
-        r = self._ranges[bisect_right(self._starts, number) - 1]
-        place = number - r.start
-        if r.name == "special":
-            return f"{number} {SPECIALS[place]}"
-        if r.name in self._classes:
-            return f"{number} {r.name} {self._classes[r.name][place]}"
-        return f"{number} {r.name}" + (f" {place}" if r.size > 1 else "")

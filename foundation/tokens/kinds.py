@@ -10,7 +10,14 @@ from pathlib import Path
 from foundation.data.cards import Feature
 from foundation.data.point_clouds import PointClouds
 from foundation.errors import DataError, did_you_mean
-from foundation.tokens.config import PerFeatureConfig, TokenizerConfig, VqVaeConfig
+from foundation.tokens.config import (
+    BinningConfig,
+    KMeansConfig,
+    PatchesConfig,
+    PerFeatureConfig,
+    TokenizerConfig,
+    VqVaeConfig,
+)
 from foundation.tokens.inputs import Inputs, Spread
 from foundation.tokens.tokenizer import FORMAT, Tokenizer, tokenizer_digest
 
@@ -29,10 +36,22 @@ def fit_tokenizer(
         from foundation.tokens.per_feature import PerFeatureTokenizer
 
         return PerFeatureTokenizer.fit(inputs, clouds, config)
+    if isinstance(config, BinningConfig):
+        from foundation.tokens.binning import BinningTokenizer
+
+        return BinningTokenizer.fit(inputs, clouds, config)
+    if isinstance(config, KMeansConfig):
+        from foundation.tokens.kmeans import KMeansTokenizer
+
+        return KMeansTokenizer.fit(inputs, clouds, config, seed)
     if isinstance(config, VqVaeConfig):
         from foundation.tokens.vqvae import VqVaeTokenizer
 
         return VqVaeTokenizer.fit(inputs, clouds, config, seed, on_step)
+    if isinstance(config, PatchesConfig):
+        from foundation.tokens.patches import PatchesTokenizer
+
+        return PatchesTokenizer.fit(inputs, clouds, config, seed, on_step)
     raise AssertionError(f"no tokenizer for {type(config).__name__}")
 
 
@@ -82,10 +101,15 @@ def _inputs(head: dict) -> Inputs:
 
 
 def _class_of(folder: Path, kind: str) -> type[Tokenizer]:
+    from foundation.tokens.binning import BinningTokenizer
+    from foundation.tokens.kmeans import KMeansTokenizer
+    from foundation.tokens.patches import PatchesTokenizer
     from foundation.tokens.per_feature import PerFeatureTokenizer
     from foundation.tokens.vqvae import VqVaeTokenizer
 
-    known: dict[str, type[Tokenizer]] = {t.kind: t for t in (PerFeatureTokenizer, VqVaeTokenizer)}
+    known: dict[str, type[Tokenizer]] = {
+        t.kind: t for t in (PerFeatureTokenizer, BinningTokenizer, KMeansTokenizer, PatchesTokenizer, VqVaeTokenizer)
+    }
     if kind not in known:
         raise DataError(f"{folder}: unknown tokenizer kind '{kind}'{did_you_mean(kind, known)}")
     return known[kind]

@@ -8,108 +8,72 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundation.data.point_clouds import PointClouds
-from foundation.errors import DataError
-from foundation.tokens.config import PerFeatureConfig
+from foundation.tokens.bins import Bins, chosen, fit_bins, pieces
+from foundation.tokens.config import DEFAULT_BINS, PerFeatureConfig, Spacing
 from foundation.tokens.inputs import Inputs
 from foundation.tokens.tokenizer import NOTHING, Codes, Points, Stream, Tokenizer
-from foundation.tokens.transforms import category_size, exact_codes, inverse_transform, lowest_value, transform
-
-KNOTS = 17
+from foundation.tokens.transforms import category_size, exact_codes, lowest_value
 
 
 class PerFeatureTokenizer(Tokenizer):
     """K = F streams: a code for each feature of a point.
 
-    Continuous features are cut into bins of equal width in the card's transformed space. Decoding draws a value inside
-    the bin from the training sample's own density there (its quantile function at 17 knots), so that a spectrum that
-    falls steeply inside a bin keeps its mean.
+    Continuous features are cut into bins. By default decoding draws a value inside the bin from the training sample's
+    own density there (its quantile function at 17 knots), so that a spectrum that falls steeply inside a bin keeps its
+    mean.
     """
 
     kind = "per_feature"
 
-    def __init__(self, inputs: Inputs, edges: dict[str, NDArray], knots: dict[str, NDArray]) -> None:
+    def __init__(self, inputs: Inputs, config: PerFeatureConfig, bins: Mapping[str, Bins]) -> None:
         super().__init__(inputs)
-        self.edges = edges
-        self.knots = knots
+        self.config, self.bins = config, bins
 
     @staticmethod
     def fit(inputs: Inputs, clouds: PointClouds, config: PerFeatureConfig) -> PerFeatureTokenizer:
-        """Fit edges and in-bin densities on `clouds`."""
-        edges, knots, bins = {}, {}, config.bins
-        for feature in inputs.continuous:
-            x = transform(feature, clouds.feature(feature.name))
-            if len(x) < bins:
-                raise DataError(f"{len(x)} points are too few to fit {bins} bins of '{feature.name}'")
-            low, high = (float(x.min()), float(x.max()))
-            if feature.range is not None:
-                window = np.sort(transform(feature, np.asarray(feature.range)))
-                low, high = max(low, float(window[0])), min(high, float(window[1]))
-            edges[feature.name] = np.linspace(low, high, bins + 1)
-            knots[feature.name] = _quantile_knots(x, edges[feature.name])
-        return PerFeatureTokenizer(inputs, edges, knots)
+        """Fit the bins on `clouds`. Raises DataError where their values do not allow for the bins of `config`."""
+        many = chosen(config.bins, DEFAULT_BINS, inputs.continuous, inputs.name, "bins")
+        spacing: dict[str, Spacing] = chosen(config.spacing, "linear", inputs.continuous, inputs.name, "spacing")
+        bins = {
+            f.name: fit_bins(f, clouds.feature(f.name), inputs.window(f), many[f.name], spacing[f.name], config.inside)
+            for f in inputs.continuous
+        }
+        return PerFeatureTokenizer(inputs, config, bins)
+
+    @property
+    def edges(self) -> dict[str, NDArray[np.float64]]:
+        """Borders [bins + 1] of each continuous feature in the card's transformed space, by name."""
+        return {name: bins.edges for name, bins in self.bins.items()}
 
     @property
     def streams(self) -> tuple[Stream, ...]:
         return tuple(
-            Stream(f.name, len(self.edges[f.name]) - 1 if f.kind == "continuous" else category_size(f))
-            for f in self.features
+            Stream(f.name, len(self.bins[f.name]) if f.name in self.bins else category_size(f)) for f in self.features
         )
 
     def _encode(self, clouds: PointClouds) -> Codes:
-        columns = []
-        for feature in self.features:
-            values = clouds.feature(feature.name)
-            if feature.kind == "continuous":
-                edges = self.edges[feature.name]
-                code = np.searchsorted(edges, transform(feature, values), side="right") - 1
-                columns.append(np.clip(code, 0, len(edges) - 2))
-            else:
-                columns.append(exact_codes(feature, values))
-        return Codes(np.stack(columns, axis=1).astype(np.int64), clouds.offsets)
+        codes = np.empty((len(clouds.points), len(self.features)), np.int64)
+        for rows in pieces(len(codes)):
+            for k, feature in enumerate(self.features):
+                values, bins = clouds.feature(feature.name)[rows], self.bins.get(feature.name)
+                codes[rows, k] = bins.codes(values) if bins else exact_codes(feature, values)
+        return Codes(codes, clouds.offsets)
 
     def decode(self, codes: Codes, uniform: NDArray[np.float64], conditions: Mapping[str, NDArray] = NOTHING) -> Points:
-        columns: list[NDArray] = []
-        for k, feature in enumerate(self.features):
-            if feature.kind == "continuous":
-                x = _inside_bin(self.knots[feature.name], codes.values[:, k], uniform[:, k])
-                columns.append(inverse_transform(feature, x))
-            else:
-                columns.append(codes.values[:, k] + lowest_value(feature))
-        return Points(np.stack(columns, axis=1).astype(np.float32), codes.offsets)
+        points = np.empty(codes.values.shape, np.float32)
+        for rows in pieces(len(points)):
+            for k, feature in enumerate(self.features):
+                code, bins = codes.values[rows, k], self.bins.get(feature.name)
+                points[rows, k] = bins.values(code, uniform[rows, k]) if bins else code + lowest_value(feature)
+        return Points(points, codes.offsets)
 
     def state(self) -> tuple[dict[str, object], dict[str, NDArray]]:
-        arrays = {f"edges.{k}": v for k, v in self.edges.items()} | {f"knots.{k}": v for k, v in self.knots.items()}
-        return {}, arrays
+        arrays = {name: array for bins in self.bins.values() for name, array in bins.arrays().items()}
+        return self.config.model_dump(), arrays
 
     @classmethod
     def from_state(cls, inputs: Inputs, settings: dict, arrays: dict[str, NDArray]) -> PerFeatureTokenizer:
-        edges = {k.removeprefix("edges."): v for k, v in arrays.items() if k.startswith("edges.")}
-        knots = {k.removeprefix("knots."): v for k, v in arrays.items() if k.startswith("knots.")}
-        return PerFeatureTokenizer(inputs, edges, knots)
-
-
-def _quantile_knots(x: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quantile function of `x` inside each bin at KNOTS equidistant probabilities, [bins, KNOTS].
-
-    A bin with too few training values gets a uniform density.
-    """
-    bins = len(edges) - 1
-    knots = np.linspace(edges[:-1], edges[1:], KNOTS, axis=1)
-    code = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
-    order = np.argsort(code, kind="stable")
-    starts = np.searchsorted(code[order], np.arange(bins + 1))
-    for b in range(bins):
-        inside = x[order[starts[b] : starts[b + 1]]]
-        if len(inside) >= 4 * KNOTS:
-            knots[b] = np.clip(np.quantile(inside, np.linspace(0, 1, KNOTS)), edges[b], edges[b + 1])
-    return knots
-
-
-def _inside_bin(
-    knots: NDArray[np.float64], code: NDArray[np.int64], uniform: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Value at probability `uniform` of the density of bin `code`; linear between the knots."""
-    place = uniform * (KNOTS - 1)
-    left = np.minimum(place.astype(np.int64), KNOTS - 2)
-    a, b = knots[code, left], knots[code, left + 1]
-    return a + (place - left) * (b - a)
+        bins = {f.name: Bins.from_arrays(f, arrays) for f in inputs.continuous}
+        if not settings:  # the first version
+            settings = {"type": cls.kind, "bins": {name: len(b) for name, b in bins.items()}}
+        return PerFeatureTokenizer(inputs, PerFeatureConfig(**settings), bins)

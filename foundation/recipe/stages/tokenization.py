@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from foundation.console import Progress, say
-from foundation.data.cards import DatasetCard, Feature
+from foundation.data.cards import Condition, DatasetCard, Feature
 from foundation.data.dask_workers import Run, running
 from foundation.data.files import FileSize, point_cloud_file_size, read_point_clouds
 from foundation.data.formats.reading import with_features
@@ -28,14 +28,17 @@ from foundation.stream.shard_index import Columns
 from foundation.stream.shuffling import Encoded, Part
 from foundation.stream.whole_files import write_json
 from foundation.stream.writing import write_dataset
+from foundation.tokens.conditions import conditions_outside
 from foundation.tokens.inputs import Inputs
 from foundation.tokens.kinds import fit_tokenizer, load_tokenizer
 from foundation.tokens.tokenizer import Tokenizer, tokenizer_digest
-from foundation.tokens.vocabulary import Vocabulary
+from foundation.tokens.vocabulary import Addition, Vocabulary
 
 ENCODE_AT_ONCE = 4000
 PART_BYTES = 64 * 2**20
 """Small files are encoded together up to this size."""
+OUTSIDE_CONDITION = "outside_condition."
+"""Before the name of a condition, in the counts that a manifest keeps."""
 
 
 def tokenizer(spec: FitTokenizer, context: StageContext) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def tokenize(spec: Tokenize, context: StageContext) -> dict[str, Any]:
                 f"tokenizer '{made.name}' codes patches: there are no features of points beside its codes"
             )
         parts.append((source, card, made, fitted, tokenizer_digest(made.folder)))
-    vocabulary = Vocabulary.build([(card, fitted.streams, digest) for _, card, _, fitted, digest in parts])
+    vocabulary = Vocabulary.build([Addition.of(card, fitted, digest) for _, card, _, fitted, digest in parts])
     vocabulary.save(context.folder / "vocabulary.json")
     tokens: dict[str, dict[str, int]] = {}
     with running(spec.workers, spec.scheduler) as run:
@@ -185,7 +188,7 @@ def _write_split(
         home / split,
         card.tag,
         _parts(source, split, fitted.tokens_per_object),
-        EncodeFiles((home / "tokenizer").resolve(), tuple(c.name for c in card.conditions), spec.features != "none"),
+        EncodeFiles((home / "tokenizer").resolve(), card.conditions, spec.features != "none"),
         Columns(
             streams=len(fitted.streams),
             largest_code=max(s.size for s in fitted.streams) - 1,
@@ -234,7 +237,7 @@ class EncodeFiles:
     """
 
     tokenizer: Path
-    conditions: tuple[str, ...]
+    conditions: tuple[Condition, ...]
     with_features: bool
 
     def __call__(self, part: Part) -> Encoded:
@@ -249,13 +252,16 @@ class EncodeFiles:
             for first in range(0, len(clouds), ENCODE_AT_ONCE)
         ]
         counts = [np.diff(part.offsets) for part in codes]
+        conditions = clouds.conditions_named([c.name for c in self.conditions])
+        objects = conditions_outside(self.conditions, conditions, clouds.tag)
         return Encoded(
             codes=np.concatenate([np.zeros((0, len(fitted.streams)), np.int64), *(part.values for part in codes)]),
             offsets=to_offsets(np.concatenate([np.zeros(0, np.int64), *counts])),
             labels=clouds.labels,
-            conditions=clouds.conditions_named(self.conditions),
+            conditions=conditions,
             features=fitted.inputs.transformed(clouds).astype(np.float32) if self.with_features else None,
-            counted={f"outside.{name}": count for name, count in fitted.inputs.outside(clouds).items()},
+            counted={f"outside.{name}": count for name, count in fitted.inputs.outside(clouds).items()}
+            | {OUTSIDE_CONDITION + name: count for name, count in objects.items()},
         )
 
 
@@ -274,6 +280,10 @@ def _one_thread() -> Iterator[None]:
 
 def _say_outside(counted: Mapping[str, int], points: int, name: str) -> None:
     for key, count in counted.items():
+        if key.startswith(OUTSIDE_CONDITION):
+            condition = key.removeprefix(OUTSIDE_CONDITION)
+            say(f"  {name}: {count} objects have '{condition}' outside its range; they are in its first or last bin")
+            continue
         share = 100.0 * count / max(1, points)
         feature = key.removeprefix("outside.")
         say(f"  {name}: {count} points ({share:.2g} %) have '{feature}' outside the tokenizer's window; they are kept")

@@ -111,11 +111,11 @@ def new_backbone(config: TransformerConfig, vocabulary: Vocabulary, tokens: Arti
     torch.manual_seed(seed)
     backbone = Transformer(config, vocabulary.size)
     generator = torch.Generator().manual_seed(seed)
-    for tag in vocabulary.datasets:
-        tokenizer = load_tokenizer(tokens.folder / tag / "tokenizer", vocabulary.dataset(tag).tokenizer)
+    for entry in vocabulary.tokenizers.values():
+        tokenizer = load_tokenizer(tokens.folder / entry.name / "tokenizer", entry.tokenizer)
         for stream, vectors in tokenizer.code_vectors().items():
-            ids = vocabulary.ranges[f"{tag}.{stream}"]
-            start_from(backbone, range(ids.start, ids.start + ids.size), torch.from_numpy(vectors), generator)
+            ids = vocabulary.stream_range(entry.name, stream)
+            start_from(backbone, range(ids.start, ids.stop), torch.from_numpy(vectors), generator)
     return backbone
 
 
