@@ -1,4 +1,4 @@
-"""The command line: `foundation run | validate | show | list | data | shards | schema`; heavy imports come late."""
+"""The command line `foundation COMMAND ...`; heavy imports come late."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ import foundation
 from foundation.console import is_main_process, say
 from foundation.data_cli import add_data_commands, dataset_rows
 from foundation.errors import FoundationError
+from foundation.evaluate_cli import add_evaluate_commands
 from foundation.shards_cli import add_shards_commands
+from foundation.vocabulary_cli import add_vocabulary_commands
 
 OK, BUG, MISTAKE, INTERRUPTED, TERMINATED, CLOSED_PIPE = 0, 1, 2, 130, 143, 141
 
@@ -38,6 +40,8 @@ examples:
   foundation show my.yaml                       every setting, and which stage uses which
   foundation data --help                        read, check, plot, import and write files of datasets
   foundation shards --help                      look at, check, merge and plan with tokenised data
+  foundation evaluate tokenizer --help          what tokenizers lose, in tables, figures and a report
+  foundation vocabulary --help                  look at, compare and grow the ids of models
   accelerate launch --num_processes 8 -m foundation run my.yaml
 
 exit codes:
@@ -147,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_data_commands(commands)
     add_shards_commands(commands)
+    add_evaluate_commands(commands)
+    add_vocabulary_commands(commands)
 
     schema = commands.add_parser("schema", help="print the JSON schema of a recipe, for completion in an editor")
     schema.set_defaults(command=_schema)

@@ -219,13 +219,13 @@ def _plot(options: argparse.Namespace) -> int:
     from foundation.evaluate.dataset_plots import plot_dataset
 
     card = load_card(options.card)
-    clouds = _first_objects(card, files_of(card, options.files), options.objects)
+    clouds = first_objects(card, files_of(card, options.files), options.objects)
     for path in plot_dataset(card, clouds, options.to):
         say(str(path))
     return OK
 
 
-def _first_objects(card: DatasetCard, paths: Sequence[Path], wanted: int) -> PointClouds:
+def first_objects(card: DatasetCard, paths: Sequence[Path], wanted: int) -> PointClouds:
     """The first objects of the files, as many of each; objects that are wrong are left out and named."""
     from foundation.data.formats.read_report import ReadReport
     from foundation.data.formats.reading import open_file

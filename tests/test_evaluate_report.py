@@ -13,7 +13,8 @@ import pytest
 
 from foundation.errors import DataError
 from foundation.evaluate.evaluation import ClassifierArm, Evaluation, Sample, evaluate
-from foundation.evaluate.report import RunDescription, Stage, grade
+from foundation.evaluate.html_parts import grade
+from foundation.evaluate.report import RunDescription, Stage
 
 from evaluate_samples import JET_CARD, SHOWER_CARD, toy_jets, toy_showers
 

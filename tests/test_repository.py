@@ -31,9 +31,10 @@ from foundation.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 # A package may import those before it; errors and console may be imported by all.
-ORDER = (
-    "data tokens stream model tasks train generate evaluate registry recipe data_cli shards_cli cli __main__".split()
-)
+ORDER = """
+    data tokens stream model tasks train generate evaluate registry recipe
+    data_cli shards_cli vocabulary_cli evaluate_cli cli __main__
+""".split()
 # What a recipe can set, typed where it belongs; it needs nothing of its package.
 SETTINGS = {"foundation.model.config", "foundation.train.config", "foundation.tokens.config"}
 MAXIMUM_LINES = 400
@@ -303,6 +304,7 @@ def test_the_reference_names_every_kind_and_key() -> None:
         "model": TransformerConfig,
         "train": TrainConfig,
         "samples of generate": schema.Sample,
+        "information of evaluate_tokenizers": schema.InformationSettings,
         "models of register": schema.RegisteredModel,
     }
     for stage in get_args(get_args(schema.Stage)[0]):

@@ -158,6 +158,11 @@ def write_metrics(
         ],
         "problems": list(problems),
     }
+    return write_json(path, content)
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> Path:
+    """Write JSON to `path`, whole or not at all; what is not finite becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
@@ -173,8 +178,8 @@ def _arm_numbers(arm: ArmResult) -> dict[str, object]:
 
 
 def _finite(value: object) -> object:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

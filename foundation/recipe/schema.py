@@ -314,6 +314,38 @@ class Evaluate(StageSpec):
         return {"generated": self.generated} | {f"classifiers.{i}": c for i, c in enumerate(self.classifiers)}
 
 
+class InformationSettings(Section):
+    """Networks that are trained and tested on original and on decoded objects: the gap is the information lost."""
+
+    networks: tuple[Literal["deep_sets", "transformer"], ...] = Field(("deep_sets", "transformer"), min_length=1)
+    """Kinds of networks: classifiers where the dataset has classes, else regressions of the incident energy."""
+    epochs: int = Field(5, ge=1)
+    """Passes over the training objects."""
+    seeds: int = Field(1, ge=1)
+    """Trainings of each network; the error of the gap then knows how much these differ."""
+    train_objects: int = Field(20_000, ge=1)
+    """Objects of the train split that they are trained on, at most."""
+    test_objects: int = Field(10_000, ge=1)
+    """Objects of the test split that they are tested on, at most."""
+
+
+class EvaluateTokenizers(StageSpec):
+    """Measure what tokenizers lose, on the same held-out objects, and write tokenizers.html."""
+
+    kind: Literal["evaluate_tokenizers"]
+    source: str = Field(alias="from")
+    """The simulate or import stage whose test split is encoded and decoded."""
+    tokenizers: tuple[str, ...] = Field(min_length=1)
+    """Tokenizer stages, fitted on this dataset."""
+    objects: int = Field(10_000, ge=1)
+    """Objects of the test split to measure, at most; as many of each file."""
+    information: InformationSettings | None = None
+    """The test of information loss, see below; none where it is not given."""
+
+    def references(self) -> dict[str, str]:
+        return {"from": self.source} | {f"tokenizers.{i}": name for i, name in enumerate(self.tokenizers)}
+
+
 class RegisteredModel(Section):
     """A model and the name it gets in the registry."""
 
@@ -338,7 +370,16 @@ class Register(StageSpec):
 
 
 Stage = Annotated[
-    Simulate | Import | FitTokenizer | Tokenize | Pretrain | Finetune | Generate | Evaluate | Register,
+    Simulate
+    | Import
+    | FitTokenizer
+    | Tokenize
+    | Pretrain
+    | Finetune
+    | Generate
+    | Evaluate
+    | EvaluateTokenizers
+    | Register,
     Field(discriminator="kind"),
 ]
 

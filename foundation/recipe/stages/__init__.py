@@ -17,6 +17,7 @@ MODULES = {
     "finetune": "training",
     "generate": "generation",
     "evaluate": "evaluation",
+    "evaluate_tokenizers": "tokenizer_evaluation",
     "register": "registration",
 }
 

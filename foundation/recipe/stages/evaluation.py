@@ -35,7 +35,7 @@ def evaluate(spec: Evaluate, context: StageContext) -> dict[str, Any]:
     arms = [_arm(context.artifact(name)) for name in spec.classifiers]
     trained = [a for a in context.artifacts.values() if (a.folder / "metrics.jsonl").is_file()]
     curves = {a.name: _curve(a.folder / "metrics.jsonl") for a in trained}
-    result = evaluate_samples(context.folder, _description(context), samples, arms, curves, seed=context.seed)
+    result = evaluate_samples(context.folder, describe_run(context), samples, arms, curves, seed=context.seed)
     context.tracker.log_metrics(result.scores, 0)
     context.tracker.log_artifact(result.report)
     by_stage = {generated.spec["from"]: {k: v for k, v in result.scores.items() if not _is_of_arm(k, spec)}}
@@ -96,7 +96,8 @@ def _curve(path: Path) -> list[dict[str, float]]:
     return lines[:: max(1, len(lines) // 300)]
 
 
-def _description(context: StageContext) -> RunDescription:
+def describe_run(context: StageContext) -> RunDescription:
+    """What the run was so far, for a report."""
     artifacts = list(context.artifacts.values())
     sources = [a for a in artifacts if a.kind in ("simulate", "import")]
     trained = [a for a in artifacts if a.kind in ("pretrain", "finetune")]
