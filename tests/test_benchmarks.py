@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from foundation.data.files import write_point_clouds
+
+from conftest import toy_jets
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -35,3 +40,27 @@ def test_a_loader_that_is_not_installed_is_a_line_of_the_table(tmp_path: Path) -
 def test_imports_are_compared_with_libraries_alone() -> None:
     said = run("import_files.py", "--jets", "300", "--showers", "5", "--repeat", "1")
     assert said.count("ratio") == 3
+
+
+@pytest.mark.slow
+def test_tokenizers_are_measured_without_the_peer(tmp_path: Path) -> None:
+    words = "alpha's sizes,per_feature,binning,patches"
+    options = ["--jets", "30", "--showers", "10", "--turns", "1", "--threads", "1", "--batches", "64", "--steps", "2"]
+    said = run("tokenizers.py", *options, "--only", words, "--folder", str(tmp_path))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| ")]
+    ours = {name: cells for name, *cells in lines if name.startswith("ours: ")}
+    assert {"ours: vqvae, OmniJet-alpha's sizes", "ours: per_feature", "ours: patches"} <= set(ours)
+    for name, (encode, decode, *ratios) in ours.items():
+        assert float(encode.replace(",", "")) > 0 and float(decode.replace(",", "")) > 0, name
+        assert not any(ratios), name
+    assert all("--peers not given" in cells[0] for name, *cells in lines if name.startswith("OmniJet"))
+    assert said.count("of the compute bound") == 4  # encode and decode of both samples of jets
+
+
+@pytest.mark.slow
+def test_tokenizers_are_measured_on_jets_of_files(tmp_path: Path) -> None:
+    jets = replace(toy_jets(40, 1), tag="pythia_jetclass")
+    write_point_clouds(tmp_path / "jets.h5", jets)
+    options = ["--files", str(tmp_path / "jets.h5"), "--jets", "30", "--showers", "0", "--turns", "1", "--threads", "1"]
+    said = run("tokenizers.py", *options, "--only", "per_feature")
+    assert "Jets as they come, one core: 30 with" in said and "not available: --peers not given" in said

@@ -25,15 +25,19 @@ class VqVaeConfig(BaseModel):
     """With `fsq`: levels of each latent dimension, [16, 16, 16] for example."""
     latent: int = Field(4, ge=1)
     """Dimension of the quantised vector; with `fsq` the number of levels."""
-    architecture: Literal["pre_norm", "normformer", "mlp"] = "pre_norm"
-    """Blocks of encoder and decoder: `pre_norm`, the fastest; OmniJet-alpha's `normformer`; or the layers of a plain
-    perceptron, `mlp`, which sees no other points."""
+    architecture: Literal["normformer", "mlp", "pre_norm"] = "normformer"
+    """Blocks of encoder and decoder: OmniJet-alpha's `normformer`; the layers of a plain perceptron, `mlp`, which sees
+    no other points; or `pre_norm`, that of the first version, which reconstructs worse."""
     width: int = Field(64, ge=8)
+    """Width of the layers."""
     encoder_blocks: int = Field(1, ge=0)
+    """Blocks of the encoder, or hidden layers of the perceptron."""
     decoder_blocks: int = Field(1, ge=0)
+    """Blocks of the decoder, or hidden layers of the perceptron."""
     attention: bool = True
     """Conditional tokenization: points see the other points of their cloud."""
     heads: int = Field(4, ge=1)
+    """Attention heads."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Share of values that are dropped in training, inside blocks and attention."""
     integers: Literal["exact", "coded"] = "exact"
@@ -43,12 +47,10 @@ class VqVaeConfig(BaseModel):
     or each by its own."""
     weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     """How much the squared error of a feature counts after that, by name; 1 where none is given."""
-    emphasis: dict[str, float] = {}
-    """Points count more in the loss by powers of these features: with {pt: 1} a point counts as much as its pt says."""
     commitment: float = Field(0.25, ge=0)
     """Weight of the commitment loss."""
     decay: float = Field(0.95, ge=0, lt=1)
-    """Of the moving averages that the codes follow the data by, each step."""
+    """Codes are moving averages of what they stand for; this share of one is kept each step."""
     dead_codes: float = Field(0.1, ge=0, lt=1)
     """A code with less than this share of the points of an evenly used one moves to a point of the batch."""
     free_start: float = Field(0.1, ge=0, lt=1)
@@ -57,9 +59,10 @@ class VqVaeConfig(BaseModel):
     """Training steps."""
     batch_points: int = Field(4096, ge=1)
     """Points of one training step, about."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(5e-3, gt=0)
     """Highest of the one cycle of learning rates."""
     weight_decay: float = Field(1e-2, ge=0)
+    """Weight decay of AdamW."""
 
     @property
     def sees_clouds(self) -> bool:
@@ -73,7 +76,9 @@ class VqVaeConfig(BaseModel):
         if not isinstance(data, dict) or not data.get("levels"):
             return data
         try:
-            return {"codebook": math.prod(data["levels"]), "latent": len(data["levels"])} | data
+            sizes = {"codebook": math.prod(data["levels"]), "latent": len(data["levels"])}
+            # a list of a recipe is a tuple only while nothing has touched it
+            return sizes | data | {"levels": tuple(data["levels"])}
         except TypeError:
             return data  # the check of the type says what is wrong
 

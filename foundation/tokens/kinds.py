@@ -49,7 +49,7 @@ def fit_tokenizer(
 
         return VqVaeTokenizer.fit(inputs, clouds, config, seed, on_step)
     if isinstance(config, PatchesConfig):
-        from foundation.tokens.patches import PatchesTokenizer
+        from foundation.tokens.patches.tokenizer import PatchesTokenizer
 
         return PatchesTokenizer.fit(inputs, clouds, config, seed, on_step)
     raise AssertionError(f"no tokenizer for {type(config).__name__}")
@@ -103,7 +103,7 @@ def _inputs(head: dict) -> Inputs:
 def _class_of(folder: Path, kind: str) -> type[Tokenizer]:
     from foundation.tokens.binning import BinningTokenizer
     from foundation.tokens.kmeans import KMeansTokenizer
-    from foundation.tokens.patches import PatchesTokenizer
+    from foundation.tokens.patches.tokenizer import PatchesTokenizer
     from foundation.tokens.per_feature import PerFeatureTokenizer
     from foundation.tokens.vqvae import VqVaeTokenizer
 
