@@ -54,7 +54,7 @@ class VqVaeConfig(BaseModel):
     dead_codes: float = Field(0.1, ge=0, lt=1)
     """A code with less than this share of the points of an evenly used one moves to a point of the batch."""
     free_start: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps before the codes start, by k-means, that are trained without them."""
+    """With `vq`: share of the steps before the codes start, by k-means, that are trained without them."""
     steps: int = Field(1000, ge=1)
     """Training steps."""
     batch_points: int = Field(4096, ge=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 
 from foundation.data.cards import Feature
@@ -21,6 +22,13 @@ from foundation.tokens.config import (
 from foundation.tokens.inputs import Inputs, Spread
 from foundation.tokens.tokenizer import FORMAT, Tokenizer, tokenizer_digest
 
+CLASSES = {
+    "per_feature": "foundation.tokens.per_feature.PerFeatureTokenizer",
+    "binning": "foundation.tokens.binning.BinningTokenizer",
+    "kmeans": "foundation.tokens.kmeans.KMeansTokenizer",
+    "vqvae": "foundation.tokens.vqvae.VqVaeTokenizer",
+    "patches": "foundation.tokens.patches.tokenizer.PatchesTokenizer",
+}
 OnStep = Callable[[int, Mapping[str, float]], None]
 
 
@@ -101,15 +109,8 @@ def _inputs(head: dict) -> Inputs:
 
 
 def _class_of(folder: Path, kind: str) -> type[Tokenizer]:
-    from foundation.tokens.binning import BinningTokenizer
-    from foundation.tokens.kmeans import KMeansTokenizer
-    from foundation.tokens.patches.tokenizer import PatchesTokenizer
-    from foundation.tokens.per_feature import PerFeatureTokenizer
-    from foundation.tokens.vqvae import VqVaeTokenizer
-
-    known: dict[str, type[Tokenizer]] = {
-        t.kind: t for t in (PerFeatureTokenizer, BinningTokenizer, KMeansTokenizer, PatchesTokenizer, VqVaeTokenizer)
-    }
-    if kind not in known:
-        raise DataError(f"{folder}: unknown tokenizer kind '{kind}'{did_you_mean(kind, known)}")
-    return known[kind]
+    """The class of a kind. Only its own module is imported: bins need no torch, and workers start sooner without."""
+    if kind not in CLASSES:
+        raise DataError(f"{folder}: unknown tokenizer kind '{kind}'{did_you_mean(kind, CLASSES)}")
+    module, _, name = CLASSES[kind].rpartition(".")
+    return getattr(import_module(module), name)

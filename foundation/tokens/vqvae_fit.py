@@ -37,7 +37,8 @@ class Fit:
         self.health = CodebookHealth([config.codebook] * config.quantisers, config.batch_points)
         self.rng = np.random.default_rng(seed)
         self.batches = self._batches_of_clouds() if config.sees_clouds else self._batches_of_points()
-        self.free_steps = int(config.free_start * config.steps)
+        # vectors that were trained freely would lie far outside of levels
+        self.free_steps = int(config.free_start * config.steps) if config.quantiser == "vq" else 0
 
     def run(self, name: str, on_step: Callable[[int, Metrics], None]) -> None:
         """Train the net of tokenizer `name`; say so where it leaves most of a codebook unused."""
