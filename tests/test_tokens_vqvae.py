@@ -176,6 +176,10 @@ def test_usage_and_perplexity_of_a_case_made_by_hand() -> None:
 def test_the_use_of_codes_is_counted_over_a_window(capsys: pytest.CaptureFixture[str]) -> None:
     health = CodebookHealth([4, 4], batch_points=4)  # ten steps
     health.add(np.array([[0, 0], [1, 0], [2, 0], [3, 0]]))
+    health.warn("jets")
+    assert not capsys.readouterr().out  # too few points to tell
+    for _ in range(4):
+        health.add(np.array([[0, 0], [1, 0], [2, 0], [3, 0]]))
     assert health.metrics()["code0_used"] == 1.0 and health.metrics()["code1_perplexity"] == 1.0
     health.warn("jets")
     said = capsys.readouterr().out
