@@ -49,9 +49,7 @@ class Stage:
         self.clouds = {"toy_jets": toy_jets(300, 1), "toy_showers": toy_showers(150, 2)}
         bins = PerFeatureConfig(type="per_feature", bins=16)
         self.tokenizers = {
-            tag: PerFeatureTokenizer.fit(
-                inputs_of(cards[tag], clouds), clouds, bins
-            )
+            tag: PerFeatureTokenizer.fit(inputs_of(cards[tag], clouds), clouds, bins)
             for tag, clouds in self.clouds.items()
         }
         for tag, tokenizer in self.tokenizers.items():

@@ -141,9 +141,7 @@ def test_a_fit_needs_points_of_the_right_kind() -> None:
 def test_another_artefact_is_refused_by_its_hash(fitted: Tokenizer, tmp_path: Path) -> None:
     fitted.save(tmp_path)
     digest = tokenizer_digest(tmp_path)
-    assert np.array_equal(
-        load_tokenizer(tmp_path, digest).encode(jets(9, 9)).values, fitted.encode(jets(9, 9)).values
-    )
+    assert np.array_equal(load_tokenizer(tmp_path, digest).encode(jets(9, 9)).values, fitted.encode(jets(9, 9)).values)
     with pytest.raises(DataError, match="another tokenizer than the one of the vocabulary"):
         load_tokenizer(tmp_path, "0" * 64)
 
