@@ -183,7 +183,10 @@ class TrainingStage(StageSpec):
         return True
 
     def execution_only(self) -> frozenset[str]:
-        of_training = ("checkpoint_seconds", "keep_checkpoints", "log_every", "validate_every")
+        of_training = (
+            "checkpoint_seconds", "keep_checkpoints", "keep_best", "background_checkpoints", "log_every",
+            "validate_every", "sample_every",
+        )  # fmt: skip
         return frozenset({"prefetch", "shards_at", "cache", "cache_gb", *(f"train.{key}" for key in of_training)})
 
 
