@@ -77,10 +77,10 @@ def _start(home: Path, settings: Path) -> None:
     files = {name: home / f"munged.{name.split('-')[0]}" for name in ("pid-file", "log-file", "seed-file")}
     options = [f"--{name}={path}" for name, path in files.items()]
     # --force: it would refuse a folder below /tmp
-    _run("munged", "--force", f"--key-file={key}", f"--socket={home}/munge.socket", *options)
-    _run("slurmctld", "-f", str(settings))
+    _run(home, "munged", "--force", f"--key-file={key}", f"--socket={home}/munge.socket", *options)
+    _run(home, "slurmctld", "-f", str(settings))
     for node in ("n0", "n1"):
-        _run("slurmd", "-f", str(settings), "-N", node)
+        _run(home, "slurmd", "-f", str(settings), "-N", node)
     environment = {**os.environ, "SLURM_CONF": str(settings)}
     for _ in range(100):
         states = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True).stdout
@@ -90,9 +90,12 @@ def _start(home: Path, settings: Path) -> None:
     raise RuntimeError(f"the nodes did not come up: {states}{(home / 'slurmctld.log').read_text()[-2000:]}")
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stdout + done.stderr
+def _run(home: Path, *command: str) -> None:
+    """Start a daemon. Its words go to a file: through a pipe they would not end before the daemon does."""
+    words = home / f"{command[0]}.out"
+    with words.open("a") as f:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=f, stderr=f, timeout=30)
+    assert done.returncode == 0, words.read_text()
 
 
 def _end(process: int) -> None:

@@ -51,3 +51,4 @@ def _draw(axes: Axes, truth: Quantity, generated: Quantity) -> None:
         axes.stairs(share, edges, color=colour, label=label)
     if truth.log:
         axes.set_xscale("log")
+    axes.minorticks_off()
