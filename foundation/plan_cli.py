@@ -159,10 +159,9 @@ def _stated_work(spec: Pretrain | Finetune, vocabulary: int, length: int) -> Wor
 def _measured_work(loaded: LoadedRecipe, spec: Pretrain | Finetune, home: Any) -> tuple[Work, dict[str, float]]:
     from foundation.recipe.schema import Pretrain
     from foundation.recipe.stages.training import mixture_of, tags_of
-    from foundation.stream.mixture import Mixture
-    from foundation.stream.planning import plan_stream
+    from foundation.stream.mixture import Mixture, MixtureSchedule
     from foundation.stream.reading import ShardedDataset
-    from foundation.stream.rows import length_rule
+    from foundation.stream.rows import length_rule, row_table
     from foundation.tokens.layout import Layout
     from foundation.tokens.vocabulary import Vocabulary
     from foundation.train.planning import lengths_in, work_of
@@ -175,13 +174,16 @@ def _measured_work(loaded: LoadedRecipe, spec: Pretrain | Finetune, home: Any) -
     data = [ShardedDataset(f"{shards}/{tag}/train", layout.vocabulary.digest, limit) for tag in tags]
     mixture = mixture_of(spec.mixture, data, layout) if isinstance(spec, Pretrain) else Mixture((1.0,))
     train, rules = spec.train, [length_rule(layout, tag) for tag in tags]
-    read = plan_stream(data, mixture, rules, train.row_tokens, train.rows_per_step, steps=train.steps)
-    shares = [d.share * d.fill for d in read.datasets]
+    tables = [row_table(d, rule, train.row_tokens) for d, rule in zip(data, rules, strict=True)]
+    later = [(step * train.rows_per_step, weights) for step, weights in mixture.later]
+    rows = MixtureSchedule(mixture.weights, later).counts(train.steps * train.rows_per_step)
+    in_epoch = [max(1, int(table["rows"].sum())) for table in tables]
+    tokens = [n * int(t["tokens"].sum()) / epoch for n, t, epoch in zip(rows.tolist(), tables, in_epoch, strict=True)]
     points = [lengths_in(d, rule, train.row_tokens) for d, rule in zip(data, rules, strict=True)]
-    work = work_of(layout, tags, points, shares, read.tokens_per_step)
+    work = work_of(layout, tags, points, tokens, sum(tokens) / train.steps)
     if not isinstance(spec, Pretrain):
         work = replace(work, legal=(), outputs=0.0)  # a class per sequence takes no time and no room
-    return work, {d.name: d.epochs for d in read.datasets}
+    return work, {tag: n / epoch for tag, n, epoch in zip(tags, rows.tolist(), in_epoch, strict=True)}
 
 
 # What is told
