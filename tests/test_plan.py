@@ -18,7 +18,7 @@ from foundation.model.config import TransformerConfig
 from foundation.model.transformer import Transformer, count_parameters
 from foundation.stream.reading import ShardedDataset
 from foundation.stream.rows import length_rule
-from foundation.stream.token_stream import one_pass
+from foundation.stream.token_stream import StreamConfig, TokenStream, one_pass
 from foundation.tasks.base import to_device
 from foundation.tasks.generation import Generation
 from foundation.train.config import TrainConfig
@@ -224,6 +224,17 @@ def test_a_plan_as_json(with_shards: str, capsys: pytest.CaptureFixture[str]) ->
     plan = json.loads(capsys.readouterr().out)
     assert list(plan["memory"]) == ["0", "1", "2", "3"] and plan["memory"]["1"]["fits"]
     assert plan["machines"]["gpus"] == 2 and plan["seconds"] > 0 and "toy_jets" in plan["epochs"]
+
+
+def test_tokens_are_those_that_the_stream_will_give(
+    with_shards: str, toy: ToyTokens, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", with_shards, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    data = [ShardedDataset(toy.home / tag, toy.vocabulary.digest) for tag in toy.clouds]
+    stream = TokenStream(data, [0.5, 0.5], toy.layout(), StreamConfig(128, 8, 1))
+    given = [len(batch.ids) for step in range(100) for batch in stream.batches(step)]
+    assert plan["tokens"] == pytest.approx(np.mean(given), rel=0.01)
 
 
 def test_a_plan_before_there_are_shards(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
