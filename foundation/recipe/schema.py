@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from foundation.data.cards import Condition
 from foundation.model.config import TransformerConfig
@@ -183,9 +183,10 @@ class TrainingStage(StageSpec):
         return True
 
     def execution_only(self) -> frozenset[str]:
+        # how work is spread and what is kept or computed twice changes rounding alone: a checkpoint goes on with another
         of_training = (
-            "checkpoint_seconds", "keep_checkpoints", "keep_best", "background_checkpoints", "log_every",
-            "validate_every", "sample_every",
+            "zero_stage", "offload", "deepspeed", "accumulation", "compile", "recompute", "checkpoint_seconds",
+            "keep_checkpoints", "keep_best", "background_checkpoints", "log_every", "validate_every", "sample_every",
         )  # fmt: skip
         return frozenset({"prefetch", "shards_at", "cache", "cache_gb", *(f"train.{key}" for key in of_training)})
 
@@ -245,6 +246,12 @@ class Pretrain(TrainingStage):
     mixture: MixtureSpec
     """Weight of each dataset, by tag; weights mean tokens. Or {temperature: T}, or a list of parts, see below."""
     model: TransformerConfig = TransformerConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Pretrain:
+        if self.train.sample_every and self.model.features:
+            raise ValueError("a model that reads features cannot generate: remove train.sample_every or model.features")
+        return self
 
     def references(self) -> dict[str, str]:
         return {"data": self.data}

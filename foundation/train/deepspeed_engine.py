@@ -120,11 +120,6 @@ class DeepSpeedEngine(Engine):
         torch.distributed.all_reduce(values)
         return values
 
-    def all_agree(self, wish: bool) -> bool:
-        flag = torch.tensor([float(wish)], device=self.device)
-        torch.distributed.broadcast(flag, 0)
-        return bool(flag.item())
-
     def _weights_follow(self) -> None:
         if self.config.zero_stage:
             weights_follow(self.task, self._pieces(), self.model.optimizer, self.config.zero_stage)

@@ -145,10 +145,6 @@ class Engine:
         """Sum of `values` over all ranks."""
         return values
 
-    def all_agree(self, wish: bool) -> bool:
-        """Rank 0's wish, told to all: decisions that depend on a clock must be the same everywhere."""
-        return wish
-
     def shapes(self) -> dict[str, list[int]]:
         """Shape of every parameter."""
         return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in self.task.named_parameters()}
