@@ -59,7 +59,7 @@ def test_codes_do_not_depend_on_what_else_is_encoded(toy: ToyTokens) -> None:
 
 
 def test_conditional_vqvae_does_not_depend_on_the_order_of_points(tmp_path) -> None:
-    from foundation.tokens.vqvae import VqVaeTokenizer
+    from foundation.tokens.vq.vqvae import VqVaeTokenizer
 
     config = VqVaeConfig(codebook=16, width=16, heads=2, latent=3, attention=True, steps=30, batch_points=256)
     clouds = toy_jets(60, 3)

@@ -18,14 +18,14 @@ from foundation.data.ragged import to_offsets
 from foundation.errors import DataError
 from foundation.tokens.config import KMeansConfig, VqVaeConfig
 from foundation.tokens.kinds import fit_tokenizer, load_tokenizer
-from foundation.tokens.kmeans import KMeansTokenizer
-from foundation.tokens.nearest import NearestCode, k_means
-from foundation.tokens.point_groups import passes, single_points, whole_clouds
-from foundation.tokens.quantisers import Codebooks, FollowingCodebook, Levels, all_vectors
-from foundation.tokens.training import CodebookHealth, perplexity, train, usage
-from foundation.tokens.vqvae import VqVaeTokenizer
-from foundation.tokens.vqvae_fit import groups_of, losses
-from foundation.tokens.vqvae_net import VqVae
+from foundation.tokens.vq.fit import groups_of, losses
+from foundation.tokens.vq.kmeans import KMeansTokenizer
+from foundation.tokens.vq.nearest import NearestCode, k_means
+from foundation.tokens.vq.net import VqVae
+from foundation.tokens.vq.point_groups import passes, single_points, whole_clouds
+from foundation.tokens.vq.quantisers import Codebooks, FollowingCodebook, Levels, all_vectors
+from foundation.tokens.vq.training import CodebookHealth, perplexity, train, usage
+from foundation.tokens.vq.vqvae import VqVaeTokenizer
 
 from conftest import JETS, SHOWERS, inputs_of, toy_jets, toy_showers
 
@@ -315,7 +315,7 @@ def test_coded_integers_come_back_as_integers_in_their_range(tmp_path: Path) -> 
     far = np.array([[-40.0], [70.0]])
     tokenizer.save(tmp_path)
     assert np.array_equal(load_tokenizer(tmp_path).encode(showers).values, tokenizer.encode(showers).values)
-    from foundation.tokens.vqvae import _value
+    from foundation.tokens.vq.vqvae import _value
 
     assert np.array_equal(_value(SHOWERS.features[0], far), [[0.0], [4.0]])
 

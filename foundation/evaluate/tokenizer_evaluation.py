@@ -184,17 +184,16 @@ def _information(
     def only_common(clouds: PointClouds) -> PointClouds:
         return clouds.with_columns(common, clouds.condition_names, card.tag)
 
+    def both(name: str, tokenizer: Tokenizer) -> tuple[PointClouds, PointClouds]:
+        train, truth = (decoded_clouds(tokenizer, c, s) for c, s in ((test.train, seed + 1), (test.test, seed)))
+        on_progress(f"{name}: {len(train) + len(truth)} objects decoded for the test of information")
+        return only_common(train), only_common(truth)
+
     try:
         if not common:
             raise DataError("the tokenizers have no feature in common")
         with one_thread():
-            decoded = {
-                name: (
-                    only_common(decoded_clouds(tokenizer, test.train, seed + 1)),
-                    only_common(decoded_clouds(tokenizer, test.test, seed)),
-                )
-                for name, tokenizer in tokenizers.items()
-            }
+            decoded = {name: both(name, tokenizer) for name, tokenizer in tokenizers.items()}
         return information_loss(
             card,
             only_common(test.train),

@@ -174,6 +174,7 @@ class PatchesConfig(BaseModel):
     batch_objects: int = Field(32, ge=1)
     """Showers of one training step."""
     learning_rate: float = Field(2e-3, gt=0)
+    """Highest of the one cycle of learning rates."""
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> PatchesConfig:

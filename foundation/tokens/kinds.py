@@ -25,8 +25,8 @@ from foundation.tokens.tokenizer import FORMAT, Tokenizer, tokenizer_digest
 CLASSES = {
     "per_feature": "foundation.tokens.per_feature.PerFeatureTokenizer",
     "binning": "foundation.tokens.binning.BinningTokenizer",
-    "kmeans": "foundation.tokens.kmeans.KMeansTokenizer",
-    "vqvae": "foundation.tokens.vqvae.VqVaeTokenizer",
+    "kmeans": "foundation.tokens.vq.kmeans.KMeansTokenizer",
+    "vqvae": "foundation.tokens.vq.vqvae.VqVaeTokenizer",
     "patches": "foundation.tokens.patches.tokenizer.PatchesTokenizer",
 }
 OnStep = Callable[[int, Mapping[str, float]], None]
@@ -49,11 +49,11 @@ def fit_tokenizer(
 
         return BinningTokenizer.fit(inputs, clouds, config)
     if isinstance(config, KMeansConfig):
-        from foundation.tokens.kmeans import KMeansTokenizer
+        from foundation.tokens.vq.kmeans import KMeansTokenizer
 
         return KMeansTokenizer.fit(inputs, clouds, config, seed)
     if isinstance(config, VqVaeConfig):
-        from foundation.tokens.vqvae import VqVaeTokenizer
+        from foundation.tokens.vq.vqvae import VqVaeTokenizer
 
         return VqVaeTokenizer.fit(inputs, clouds, config, seed, on_step)
     if isinstance(config, PatchesConfig):

@@ -15,7 +15,7 @@ from torch import Tensor
 from vector_quantize_pytorch import ResidualFSQ, ResidualVQ
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
-from foundation.tokens.nearest import NearestCode, k_means
+from foundation.tokens.vq.nearest import NearestCode, k_means
 
 START_POINTS_PER_CODE = 20
 """Points, at most, from which a code starts by k-means."""

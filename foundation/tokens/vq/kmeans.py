@@ -16,10 +16,10 @@ from foundation.data.ragged import ragged_arange, to_offsets
 from foundation.errors import DataError
 from foundation.tokens.config import KMeansConfig
 from foundation.tokens.inputs import Inputs
-from foundation.tokens.nearest import NearestCode, k_means
-from foundation.tokens.point_groups import passes
 from foundation.tokens.tokenizer import NOTHING, Codes, Points, Stream, Tokenizer
 from foundation.tokens.transforms import category_size, exact_codes, inverse_transform, lowest_value
+from foundation.tokens.vq.nearest import NearestCode, k_means
+from foundation.tokens.vq.point_groups import passes
 
 POINTS_PER_PASS = 200_000
 """Points that are encoded or decoded at once, so that memory does not grow with the file."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foundation.tokens.config import VqVaeConfig
-from foundation.tokens.quantisers import Codebooks, Levels, Quantiser
+from foundation.tokens.vq.quantisers import Codebooks, Levels, Quantiser
 
 Group = tuple[Tensor, Tensor | None]
 """Points [b, L, F] of b clouds, and which of them are real, bool [b, L]; None where all are."""

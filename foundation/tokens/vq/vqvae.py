@@ -19,13 +19,13 @@ from foundation.data.point_clouds import PointClouds
 from foundation.errors import DataError, did_you_mean
 from foundation.tokens.config import VqVaeConfig
 from foundation.tokens.inputs import Inputs
-from foundation.tokens.point_groups import passes, single_points, whole_clouds
-from foundation.tokens.quantisers import all_vectors
 from foundation.tokens.tokenizer import NOTHING, Codes, Points, Stream, Tokenizer
-from foundation.tokens.training import Metrics
 from foundation.tokens.transforms import category_size, exact_codes, inverse_transform, lowest_value
-from foundation.tokens.vqvae_fit import POINTS_PER_GROUP, Fit
-from foundation.tokens.vqvae_net import VqVae
+from foundation.tokens.vq.fit import POINTS_PER_GROUP, Fit
+from foundation.tokens.vq.net import VqVae
+from foundation.tokens.vq.point_groups import passes, single_points, whole_clouds
+from foundation.tokens.vq.quantisers import all_vectors
+from foundation.tokens.vq.training import Metrics
 
 POINTS_PER_PASS = 200_000
 """Points that are encoded or decoded at once, so that memory does not grow with the file."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from foundation.data.ragged import length_buckets, rows_of
 from foundation.tokens.config import VqVaeConfig
-from foundation.tokens.point_groups import single_points, whole_clouds
-from foundation.tokens.quantisers import START_POINTS_PER_CODE
-from foundation.tokens.training import CodebookHealth, Metrics, train
-from foundation.tokens.vqvae_net import Group, VqVae, real
+from foundation.tokens.vq.net import Group, VqVae, real
+from foundation.tokens.vq.point_groups import single_points, whole_clouds
+from foundation.tokens.vq.quantisers import START_POINTS_PER_CODE
+from foundation.tokens.vq.training import CodebookHealth, Metrics, train
 
 POINTS_PER_GROUP = 8192
 """Points that the network sees at once without gradients, few enough to stay in the cache."""
