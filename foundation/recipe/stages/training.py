@@ -18,8 +18,9 @@ from foundation.model.embedding import start_from
 from foundation.model.transformer import Transformer, count_parameters
 from foundation.model.weights import ModelFolder, describe_model, load_backbone, write_weights
 from foundation.recipe.artifact import Artifact
+from foundation.recipe.mixtures import MixtureSpec, TemperatureMixture
 from foundation.recipe.running import StageContext
-from foundation.recipe.schema import Finetune, MixtureSpec, Pretrain, TemperatureMixture, TrainingStage
+from foundation.recipe.schema import Finetune, Pretrain, TrainingStage
 from foundation.recipe.stages.models import model_folder
 from foundation.recipe.stages.sampling import sampler
 from foundation.stream.mixture import Mixture, temperature_weights
