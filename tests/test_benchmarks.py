@@ -78,3 +78,11 @@ def test_training_is_measured_without_the_peers() -> None:
     assert "GPU: left out" in said or "MFU" in said
     said = run("train.py", *options[:2], "--showers", "0", "--turns", "1", "--tables", "tricks", "--only", "all,padded")
     assert said.count("not available") == 0 and "| padded |" in said
+
+
+@pytest.mark.slow
+def test_metrics_of_jets_are_measured_without_the_peers() -> None:
+    said = run("evaluate.py", "--jets", "120", "--most", "20")
+    rows = {line.split("|")[1].strip() for line in said.splitlines() if line.startswith("|")}
+    assert {"polynomials", "substructure", "w1 of constituents", "fpd", "kpd", "full panel"} <= rows
+    assert "not available: --peers not given" in said and "Peak memory of ours" in said

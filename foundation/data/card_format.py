@@ -193,6 +193,8 @@ class FileFormat(Section):
     collisions: Literal["sum", "shift"] = "sum"
     """Hits that fall into one voxel when clouds are written as images: add them, or move the weaker ones to the nearest
     free voxel of the layer."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of the numbers in files that are written; what is read is float32 in any case."""
 
     def container_of_file(self, found: str | None) -> str:
         """The container of one file: jagged columns are the same in ROOT and in Parquet, so either will do."""

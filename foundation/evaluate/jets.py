@@ -6,18 +6,26 @@ relative to the jet axis are enough.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from foundation.data.point_clouds import PointClouds
-from foundation.data.ragged import ragged_arange
+from foundation.errors import DataError
+from foundation.evaluate.clustering import (
+    exclusive_kt_axes,
+    four_momenta,
+    nearest_neighbours,
+    padded_chunks,
+    rapidity_phi_pt2,
+    squared_distance,
+)
 
 Floats = NDArray[np.float64]
 
 MINIMUM_CONSTITUENTS = 3
 """tau32 asks for three subjets; jets with fewer constituents have no tau."""
-CHUNK = 128
-"""Jets clustered together: small enough for the distance matrices to stay in the cache."""
 
 
 def jet_observables(clouds: PointClouds, radius: float = 0.8) -> dict[str, Floats]:
@@ -27,17 +35,11 @@ def jet_observables(clouds: PointClouds, radius: float = 0.8) -> dict[str, Float
     constituents, tau of a jet with fewer than three, everything of a jet with a constituent that is not finite or has
     pT <= 0 (count the NaN, do not drop them). Two constituents at the same place count as two.
     """
-    owners, n_jets = clouds.owners, len(clouds)
-    pt, eta, phi = (clouds.feature(name).astype(np.float64) for name in ("pt", "eta_rel", "phi_rel"))
-    good_point = np.isfinite(pt) & np.isfinite(eta) & np.isfinite(phi) & (pt > 0)
-    bad = np.bincount(owners[~good_point], minlength=n_jets) > 0
-    pt, eta, phi = (np.where(good_point, values, 0.0) for values in (pt, eta, phi))
-    momenta = four_momenta(pt, eta, phi)
-    total = np.stack([np.bincount(owners, momenta[:, k], n_jets) for k in range(4)], axis=1)
-
-    mass2 = total[:, 3] ** 2 - (total[:, :3] ** 2).sum(1)
+    n_jets = len(clouds)
+    bad = unphysical(clouds)
+    total = jet_momenta(clouds)
     values = {
-        "mass": np.sqrt(np.maximum(mass2, 0.0)),
+        "mass": jet_mass(clouds),
         "pt": np.hypot(total[:, 0], total[:, 1]),
         "multiplicity": clouds.counts.astype(np.float64),
     }
@@ -52,9 +54,50 @@ def jet_observables(clouds: PointClouds, radius: float = 0.8) -> dict[str, Float
     return {name: np.where(bad, np.nan, value) for name, value in values.items()}
 
 
-def four_momenta(pt: Floats, eta: Floats, phi: Floats) -> Floats:
-    """(px, py, pz, E) in GeV of massless particles; float64 [N, 4]."""
-    return np.stack([pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta), pt * np.cosh(eta)], axis=-1)
+def unphysical(clouds: PointClouds) -> NDArray[np.bool_]:
+    """Jets with a constituent that is not finite or has pT <= 0; bool [B]."""
+    pt, eta, phi = (clouds.feature(name) for name in ("pt", "eta_rel", "phi_rel"))
+    good = np.isfinite(pt) & np.isfinite(eta) & np.isfinite(phi) & (pt > 0)
+    return np.bincount(clouds.owners[~good], minlength=len(clouds)) > 0
+
+
+def jet_momenta(clouds: PointClouds) -> Floats:
+    """(px, py, pz, E) in GeV of B jets, the sum of their massless constituents; float64 [B, 4].
+
+    In the coordinates of the constituents: x points along the jet axis that eta_rel and phi_rel are counted from.
+    """
+    owners = clouds.owners
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite stays so
+        momenta = four_momenta(*(clouds.feature(name).astype(np.float64) for name in ("pt", "eta_rel", "phi_rel")))
+    return np.stack([np.bincount(owners, momenta[:, k], len(clouds)) for k in range(4)], axis=1)
+
+
+def jet_mass(clouds: PointClouds) -> Floats:
+    """Mass in GeV of B jets, float64 [B]; 0 for a jet without constituents."""
+    total = jet_momenta(clouds)
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.maximum(total[:, 3] ** 2 - (total[:, :3] ** 2).sum(1), 0.0))
+
+
+def relative_pt(clouds: PointClouds, jet_pt: NDArray[np.floating] | None = None) -> PointClouds:
+    """The same jets with pt in units of the jet's pT, as JetNet stores them and jetnet's metrics expect them.
+
+    jet_pt: [B]; by default the condition jet_pt, or the pT of the vector sum where there is no such condition. The two
+    differ where constituents were cut off: JetNet divides by the pT of the whole jet, so that the sum is below 1.
+    """
+    if jet_pt is None:
+        known = "jet_pt" in clouds.condition_names
+        jet_pt = clouds.condition("jet_pt") if known else np.hypot(*jet_momenta(clouds)[:, :2].T)
+    jet_pt = np.asarray(jet_pt, np.float64)
+    if len(jet_pt) != len(clouds):
+        raise DataError(f"relative pT: {len(jet_pt)} values of jet pT were given for {len(clouds)} jets")
+    if not (jet_pt[clouds.counts > 0] > 0).all():
+        raise DataError("relative pT: a jet has no pT above zero to divide by; give jet_pt, or leave such jets out")
+    column = clouds.features.index("pt")
+    points = clouds.points.copy()
+    points[:, column] /= jet_pt[clouds.owners]
+    units = tuple("1" if k == column else unit for k, unit in enumerate(clouds.units))
+    return replace(clouds, points=points, units=units)
 
 
 def n_subjettiness(clouds: PointClouds, radius: float = 0.8) -> Floats:
@@ -64,80 +107,15 @@ def n_subjettiness(clouds: PointClouds, radius: float = 0.8) -> Floats:
     jets: Thaler and Van Tilburg, arXiv:1011.2268, eq. (2.1) and (2.2). dR uses rapidity and azimuth, as FastJet does.
     """
     tau = np.zeros((len(clouds), 3))
-    order = np.argsort(-clouds.counts, kind="stable")
-    for first in range(0, len(order), CHUNK):
-        jets = order[first : first + CHUNK]
-        part = clouds.select(jets)
-        place = (part.owners, ragged_arange(part.counts))
-        pt, eta, phi = (np.zeros((len(part), int(part.counts.max()))) for _ in range(3))
-        for padded, name in ((pt, "pt"), (eta, "eta_rel"), (phi, "phi_rel")):
-            padded[place] = part.feature(name)
-        axes = _exclusive_kt_axes(four_momenta(pt, eta, phi), part.counts, radius)
+    for jets in padded_chunks(clouds):
+        neighbours = nearest_neighbours(jets.eta, jets.phi, jets.counts)
+        axes = exclusive_kt_axes(four_momenta(jets.pt, jets.eta, jets.phi), jets.counts, neighbours, radius, 3)
         for n in (1, 2, 3):
-            rapidity, azimuth, _ = _rapidity_phi_pt2(axes[n])
-            distance2 = _distance2(eta[:, :, None], phi[:, :, None], rapidity[:, None, :], azimuth[:, None, :])
+            rapidity, azimuth, _ = rapidity_phi_pt2(axes[n])
+            nearest = squared_distance(jets.eta, jets.phi, rapidity[:, :1], azimuth[:, :1])
+            for k in range(1, n):
+                distance2 = squared_distance(jets.eta, jets.phi, rapidity[:, k : k + 1], azimuth[:, k : k + 1])
+                np.minimum(nearest, distance2, out=nearest)
             # padding has pT = 0 and so adds nothing to either sum
-            tau[jets, n - 1] = (pt * np.sqrt(distance2.min(2))).sum(1) / (pt.sum(1) * radius)
+            tau[jets.members, n - 1] = (jets.pt * np.sqrt(nearest)).sum(1) / (jets.pt.sum(1) * radius)
     return tau
-
-
-def _exclusive_kt_axes(momenta: Floats, counts: NDArray[np.int64], radius: float) -> dict[int, Floats]:
-    """The 1, 2 and 3 exclusive kT jets of each jet: {n: (px, py, pz, E) [B, n, 4]}.
-
-    Longitudinally invariant kT (Catani et al., Nucl. Phys. B406 (1993) 187; FastJet manual, arXiv:1111.6097, 2.2.1):
-    d_ij = min(kT_i^2, kT_j^2) dR_ij^2 / radius^2, d_iB = kT_i^2, momenta added on recombination. The jets come with
-    falling counts, and all pseudojets left of a jet lie at the front of its row; so at the step from m to m - 1
-    pseudojets the jets at work are the first ones, each with exactly m, and there is nothing to mask.
-    """
-    longest = momenta.shape[1]
-    momenta = momenta.copy()
-    rapidity, azimuth, pt2 = _rapidity_phi_pt2(momenta)
-    distance = _distance2(rapidity[:, :, None], azimuth[:, :, None], rapidity[:, None, :], azimuth[:, None, :])
-    distance *= np.minimum(pt2[:, :, None], pt2[:, None, :]) / radius**2
-    diagonal = np.arange(longest)
-    distance[:, diagonal, diagonal] = pt2  # the distance to the beam
-    axes: dict[int, Floats] = {}
-    for m in range(longest, 0, -1):
-        if m <= MINIMUM_CONSTITUENTS:
-            axes[m] = momenta[:, :m].copy()
-            if m == 1:
-                break
-        active = int(np.searchsorted(-counts, -m, side="right"))
-        jet = np.arange(active)
-        nearest = distance[:active, :m, :m].reshape(active, m * m).argmin(1)
-        keep, drop = np.minimum(nearest // m, nearest % m), np.maximum(nearest // m, nearest % m)
-        pair = keep != drop
-        momenta[jet[pair], keep[pair]] += momenta[jet[pair], drop[pair]]
-        rapidity[jet, keep], azimuth[jet, keep], pt2[jet, keep] = _rapidity_phi_pt2(momenta[jet, keep])
-        row = _distance2(
-            rapidity[:active, :m], azimuth[:active, :m], rapidity[jet, keep][:, None], azimuth[jet, keep][:, None]
-        )
-        row *= np.minimum(pt2[:active, :m], pt2[jet, keep][:, None]) / radius**2
-        row[jet, keep] = pt2[jet, keep]
-        distance[jet, keep, :m] = row
-        distance[jet, :m, keep] = row
-        # the last pseudojet moves to the place that became free; with the beam (keep == drop) that is all that happens
-        last = m - 1
-        distance[jet, drop, :m] = distance[jet, last, :m]
-        distance[jet, :m, drop] = distance[jet, :m, last]
-        distance[jet, drop, drop] = pt2[jet, last]
-        for values in (momenta, rapidity, azimuth, pt2):
-            values[jet, drop] = values[jet, last]
-    return axes
-
-
-def _rapidity_phi_pt2(momenta: Floats) -> tuple[Floats, Floats, Floats]:
-    """Rapidity, azimuth and squared pT of (..., 4) momenta; written to be exact at large rapidity, as FastJet does."""
-    px, py, pz, energy = (momenta[..., k] for k in range(4))
-    pt2 = px * px + py * py
-    mass2 = np.maximum((energy + pz) * (energy - pz) - pt2, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rapidity = -np.sign(pz) * 0.5 * np.log((pt2 + mass2) / (energy + np.abs(pz)) ** 2)
-    return np.where(pt2 > 0, rapidity, 0.0), np.arctan2(py, px), pt2
-
-
-def _distance2(rapidity_a: Floats, phi_a: Floats, rapidity_b: Floats, phi_b: Floats) -> Floats:
-    """Squared distance in rapidity and azimuth, the latter wrapped."""
-    dphi = np.abs(phi_a - phi_b)
-    dphi = np.where(dphi > np.pi, 2 * np.pi - dphi, dphi)
-    return (rapidity_a - rapidity_b) ** 2 + dphi**2

@@ -5,7 +5,7 @@ What the clouds do not carry is derived (px of pT and phi, the jet's mass of its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +29,13 @@ from foundation.data.formats.conversions import category_arrays, label_arrays, s
 from foundation.data.formats.quantities import Quantities
 from foundation.data.formats.units import unit_factor
 from foundation.data.formats.voxels import hits_to_images
+from foundation.data.geometry import n_voxels
 from foundation.data.point_clouds import PointClouds
 from foundation.data.ragged import ragged_arange
 from foundation.errors import DataError
+
+VOXELS_AT_ONCE = 50_000_000
+"""Voxels of the images that are in memory together, 8 bytes each at most."""
 
 
 def write_file(
@@ -53,7 +57,7 @@ def write_file(
     when the format needs something that neither the clouds have nor follows from what they have.
     """
     form = writable_format(card)
-    parts = [clouds] if isinstance(clouds, PointClouds) else clouds
+    parts = _pieces(card, form, clouds) if isinstance(clouds, PointClouds) else clouds
     left_out: dict[str, None] = {}
     moved = written = 0
     with ArrayWriter(path, form.container, form.tree) as file:
@@ -65,7 +69,7 @@ def write_file(
             numbers = _InFile(card, form, _our_quantities(card, part, assume or {}, source or card))
             arrays = _points(card, form, numbers, places) | _objects(card, form, numbers)
             arrays |= label_arrays(card, form.label, _matched_labels(card, part, source or card))
-            file.append(arrays)
+            file.append({key: _precise(array, form) for key, array in arrays.items()})
             left_out |= dict.fromkeys(numbers.left_out)
             written += len(part)
         if not written:
@@ -75,6 +79,16 @@ def write_file(
         what = "added to another one there" if form.collisions == "sum" else "moved to the nearest free voxel"
         notes.append(f"{moved:,} hits shared a voxel: {what}")
     return notes
+
+
+def _pieces(card: DatasetCard, form: FileFormat, clouds: PointClouds) -> Iterator[PointClouds]:
+    """Pieces of VOXELS_AT_ONCE of what becomes images; all else in one, so that its arrays are padded alike."""
+    if not isinstance(form.points, VoxelImages) or card.geometry is None:
+        yield clouds
+        return
+    step = max(1, VOXELS_AT_ONCE // n_voxels(card.geometry))
+    for start in range(0, max(1, len(clouds)), step):
+        yield clouds.select(slice(start, start + step))
 
 
 def writable_format(card: DatasetCard) -> FileFormat:
@@ -228,6 +242,15 @@ def _padded(
     if "place" not in points.axes:
         return {points.key: array.reshape(len(array), -1)}
     return {points.key: np.moveaxis(array, [0, 1, 2], [points.axes.index(a) for a in ("object", "place", "column")])}
+
+
+def _precise(array: Array, form: FileFormat) -> Array:
+    """The array in float64 where the format has that; whole numbers stay as they are."""
+    if form.precision == "float32":
+        return array
+    if isinstance(array, Ragged):
+        return Ragged(array.values.astype(np.float64), array.counts)
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 def _images(card: DatasetCard, points: VoxelImages, files: _InFile) -> NDArray:
