@@ -17,10 +17,12 @@ from types import FrameType
 from typing import Any
 
 import foundation
+from foundation.checkpoint_cli import add_checkpoint_commands
 from foundation.console import is_main_process, say
 from foundation.data_cli import add_data_commands, dataset_rows
 from foundation.errors import FoundationError
 from foundation.evaluate_cli import add_evaluate_commands
+from foundation.plan_cli import add_plan_command
 from foundation.shards_cli import add_shards_commands
 from foundation.vocabulary_cli import add_vocabulary_commands
 
@@ -38,15 +40,18 @@ examples:
   foundation run my.yaml --set pretrain.steps=500 --until pretrain
   foundation validate my.yaml                   all mistakes at once, with file and line
   foundation show my.yaml                       every setting, and which stage uses which
+  foundation plan my.yaml --gpus 64 --nodes 8   memory, time and GPU-hours of a training, before it is run
   foundation data --help                        read, check, plot, import and write files of datasets
   foundation shards --help                      look at, check, merge and plan with tokenised data
   foundation evaluate tokenizer --help          what tokenizers lose, in tables, figures and a report
   foundation vocabulary --help                  look at, compare and grow the ids of models
+  foundation checkpoint --help                  list checkpoints, make a model of one
   accelerate launch --num_processes 8 -m foundation run my.yaml
 
 exit codes:
   0 fine   1 a bug of this program   2 a mistake in a recipe, a file or an option
-  130 stopped by Ctrl-C   143 stopped by a batch system (SIGTERM); run the same command to continue
+  130 stopped by Ctrl-C   143 stopped by a batch system (SIGTERM)   85 the same in a training, after a
+  checkpoint (SIGTERM or SIGUSR1); run the same command to continue
 """
 RUN_HELP = """\
 Run the stages of a recipe in their order. Results go to runs/NAME/STAGE, or below the folder
@@ -149,10 +154,12 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("what", choices=["recipes", "datasets", "models"])
     listing.set_defaults(command=_list)
 
+    add_plan_command(commands)
     add_data_commands(commands)
     add_shards_commands(commands)
     add_evaluate_commands(commands)
     add_vocabulary_commands(commands)
+    add_checkpoint_commands(commands)
 
     schema = commands.add_parser("schema", help="print the JSON schema of a recipe, for completion in an editor")
     schema.set_defaults(command=_schema)

@@ -29,18 +29,21 @@ def warn(text: str) -> None:
 class Progress:
     """Progress of one piece of work: a tqdm bar on a terminal, a line every few seconds elsewhere.
 
-    Used as a context manager; `advance` counts units done, `note` is shown after the count.
+    Used as a context manager; `advance` counts units done, `note` is shown after the count. `done` units were done
+    earlier: they say nothing about the speed.
     """
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done = 0
+        self.done = self.earlier = done
         self.started = self.printed = time.monotonic()
         self.bar = None
         if is_main_process() and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=f"  {title}", unit=f" {unit}", leave=False, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=total, initial=done, desc=f"  {title}", unit=f" {unit}", leave=False, dynamic_ncols=True
+            )
 
     def __enter__(self) -> Progress:
         return self
@@ -56,7 +59,7 @@ class Progress:
         now = time.monotonic()
         if now - self.printed >= PLAIN_INTERVAL_SECONDS:
             self.printed = now
-            rate = self.done / max(now - self.started, 1e-9)
+            rate = (self.done - self.earlier) / max(now - self.started, 1e-9)
             left = (self.total - self.done) / max(rate, 1e-9)
             count = f"{self.done}/{self.total} {self.unit} ({rate:.3g}/s, {left:.0f} s left)"
             say(f"  {self.title}: {count} {note}".rstrip())

@@ -64,3 +64,17 @@ def test_tokenizers_are_measured_on_jets_of_files(tmp_path: Path) -> None:
     options = ["--files", str(tmp_path / "jets.h5"), "--jets", "30", "--showers", "0", "--turns", "1", "--threads", "1"]
     said = run("tokenizers.py", *options, "--only", "per_feature")
     assert "Jets as they come, one core: 30 with" in said and "not available: --peers not given" in said
+
+
+@pytest.mark.slow
+def test_training_is_measured_without_the_peers() -> None:
+    options = ["--jets", "3", "--showers", "1", "--few-showers", "1", "--turns", "1"]
+    said = run("train.py", *options, "--tables", "published,gpu")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| ")]
+    ours = [cells for cells in lines if cells[0].startswith("ours: ")]
+    assert len(ours) == 4 + 6 and all(float(cells[1].replace(",", "")) > 0 for cells in ours)
+    peers = [cells for cells in lines if cells[0].startswith(("OmniJet", "Hugging", "nano"))]
+    assert len(peers) == 6 + 7 and all("--peers not given" in cells[1] for cells in peers)
+    assert "GPU: left out" in said or "MFU" in said
+    said = run("train.py", *options[:2], "--showers", "0", "--turns", "1", "--tables", "tricks", "--only", "all,padded")
+    assert said.count("not available") == 0 and "| padded |" in said

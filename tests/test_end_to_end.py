@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from foundation.data.files import read_point_clouds
+from foundation.model.weights import load_backbone
 from foundation.registry.models import list_models, resolve_model
+from foundation.train.faults import PREEMPTED
 
 RECIPE = Path(__file__).parent / "data" / "tiny.yaml"
 LAUNCH = Path(__file__).parent.parent / "launch"
@@ -107,6 +109,30 @@ def test_a_killed_run_continues_to_the_same_losses(finished: tuple[Path, str], t
     assert losses(runs / "tiny" / "pretrain") == losses(finished[0] / "tiny" / "pretrain")
     ours = (runs / "tiny" / "pretrain" / "model" / "model.safetensors").read_bytes()
     assert ours == (finished[0] / "tiny" / "pretrain" / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_terminated_training_leaves_samples_and_a_checkpoint_that_becomes_a_model(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    runs = copy_until_tokens(finished[0], tmp_path)
+    often = ["--set", "pretrain.train.sample_every=4", "pretrain.train.checkpoint_seconds=0.01"]
+    command = [sys.executable, "-m", "foundation", "run", str(RECIPE), *often, "--until", "pretrain"]
+    process = subprocess.Popen(command, env=environment(runs), stdout=subprocess.PIPE, text=True)
+    folder = runs / "tiny" / "pretrain"
+    while process.poll() is None and not list(folder.glob("samples/gflash_siw_*.png")):
+        time.sleep(0.01)
+    process.terminate()
+    output = process.communicate()[0]
+    assert process.returncode == PREEMPTED, output
+    assert "SIGTERM: checkpoint at step" in output
+    assert {p.name.rsplit("_", 1)[0] for p in folder.glob("samples/*.png")} == {"pythia_jets", "gflash_siw"}
+    foundation(runs, "checkpoint", "export", str(folder), "--to", str(tmp_path / "model"))
+    backbone, model = load_backbone(tmp_path / "model")
+    assert set(model.vocabulary.datasets) == {"pythia_jets", "gflash_siw"} and sum(1 for _ in backbone.parameters())
+    assert (tmp_path / "model" / "tokenizers" / "pythia_jets").is_dir()
+    foundation(runs, *command[3:])
+    assert losses(folder) == losses(finished[0] / "tiny" / "pretrain")
 
 
 @pytest.mark.slow

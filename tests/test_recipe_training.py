@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from foundation.errors import DataError
+from foundation.recipe.artifact import stage_key
 from foundation.recipe.schema import Pretrain
 from foundation.recipe.stages.training import open_split
 
@@ -59,3 +60,16 @@ def test_shards_of_another_dataset_or_tokenizer_are_refused(toy: ToyTokens, toke
         open_split(tokens, "toy_jets", "train", toy.vocabulary, spec(shards_at=str(elsewhere)))
     with pytest.raises(DataError, match="has no dataset 'toy_jet' - did you mean 'toy_jets'"):
         open_split(tokens, "toy_jet", "train", toy.vocabulary, spec())
+
+
+def test_how_work_is_spread_does_not_make_a_stage_start_again() -> None:
+    def key(**train: Any) -> str:
+        return stage_key(spec(train=train), 1, {}, Path())
+
+    assert key(zero_stage=3, offload="optimizer", accumulation=2, recompute=True, deepspeed="x.json") == key()
+    assert key(learning_rate=1e-4) != key()
+
+
+def test_samples_of_a_model_that_cannot_generate_are_refused_before_training() -> None:
+    with pytest.raises(ValueError, match="a model that reads features cannot generate"):
+        spec(train={"sample_every": 5}, model={"features": ["pt"]})

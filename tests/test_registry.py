@@ -117,6 +117,25 @@ def test_resume_continues_the_same_runs_and_keeps_their_params(runs: Path, clien
     assert list(saved.values())[0]["stages"] == {"pretrain": first.run_id, "finetune": other.run_id}
 
 
+def test_load_and_memory_of_the_machine_are_metrics_too(
+    runs: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    tracker = open_tracker(runs / "watched", "watched", "pretrain")
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        if tracker.run_id and any(k.startswith("system/") for k in client.get_run(tracker.run_id).data.metrics):
+            break
+    tracker.close()
+    assert "system/cpu_utilization_percentage" in client.get_run(tracker.run_id).data.metrics
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    with open_tracker(runs / "watched", "watched", "finetune") as unwatched:
+        unwatched.log_metrics({"loss": 1.0})
+        time.sleep(0.3)
+    assert set(client.get_run(unwatched.run_id).data.metrics) == {"loss"}
+
+
 def test_a_deleted_run_is_replaced(runs: Path, client: Any) -> None:
     with open_tracker(runs / "deleted", "jets", "pretrain") as first:
         pass

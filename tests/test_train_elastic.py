@@ -27,18 +27,21 @@ from foundation.stream.reading import ShardedDataset
 from foundation.stream.token_stream import Batch, StreamConfig, TokenStream
 from foundation.tasks.classification import Classification
 from foundation.tasks.generation import Generation
-from foundation.train import engine
-from foundation.train.checkpoint import committed, resume, save_checkpoint
+from foundation.train import deepspeed_engine, engine
+from foundation.train.checkpoint import MARKER, READABLE, commit, committed, resume
 from foundation.train.config import TrainConfig
 from foundation.train.engine import make_engine
 from foundation.train.loop import train
+from foundation.train.saving import CheckpointWriter
 
 from conftest import ToyTokens
 from gloo_ranks import exit_codes, run_distributed
 
 CONFIG = TrainConfig(steps=6, row_tokens=64, rows_per_step=6, learning_rate=3e-3, warmup_steps=2)
-OFTEN = {"checkpoint_seconds": 1e-9}
+OFTEN = {"checkpoint_seconds": 1e-9, "background_checkpoints": False}
+"""A checkpoint that counts after every step."""
 KILLED = -signal.SIGKILL
+OLD = READABLE[1]
 
 
 class Watched(TokenStream):
@@ -216,7 +219,7 @@ def test_from_two_ranks_to_three_to_one_and_from_zero_stage_to_zero_stage(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    plugin = engine._plugin
+    plugin = deepspeed_engine._plugin
 
     def spread(config: TrainConfig) -> object:
         """By default ZeRO-3 keeps small weights whole; here every weight is cut into parts."""
@@ -224,7 +227,7 @@ def test_from_two_ranks_to_three_to_one_and_from_zero_stage_to_zero_stage(
         made.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return made
 
-    monkeypatch.setattr(engine, "_plugin", spread)
+    monkeypatch.setattr(deepspeed_engine, "_plugin", spread)
 
     def part(attempt: int, stage: int) -> None:
         def stop(step: int) -> None:  # before the checkpoint of this step is written
@@ -262,8 +265,8 @@ def test_other_ranks_load_every_weight_and_moment_exactly(toy: ToyTokens, tmp_pa
             if piece.owner is not None:
                 numbers = torch.arange(piece.start, piece.start + len(piece.values), dtype=torch.float32)
                 piece.values.copy_(numbers)
-                piece.moment(made._updater(), "exp_avg").copy_(-numbers)
-                piece.moment(made._updater(), "exp_avg_sq").copy_(numbers / 2)
+                piece.state(made._updater().state, "exp_avg").copy_(-numbers)
+                piece.state(made._updater().state, "exp_avg_sq").copy_(numbers / 2)
                 made._updater().state[piece.owner]["step"] = torch.tensor(7.0)
 
     def check(made: engine.Engine) -> None:
@@ -273,8 +276,8 @@ def test_other_ranks_load_every_weight_and_moment_exactly(toy: ToyTokens, tmp_pa
                 sizes[piece.name] += len(piece.values)
                 numbers = torch.arange(piece.start, piece.start + len(piece.values), dtype=torch.float32)
                 assert torch.equal(piece.values, numbers)
-                assert torch.equal(piece.moment(made._updater(), "exp_avg"), -numbers)
-                assert torch.equal(piece.moment(made._updater(), "exp_avg_sq"), numbers / 2)
+                assert torch.equal(piece.state(made._updater().state, "exp_avg"), -numbers)
+                assert torch.equal(piece.state(made._updater().state, "exp_avg_sq"), numbers / 2)
                 assert made._updater().state[piece.owner]["step"] == 7.0
         total = made.sum_over_ranks(torch.tensor(float(sum(sizes.values()))))
         trained = [name for name, p in made.task.named_parameters() if p.requires_grad]
@@ -289,7 +292,7 @@ def test_other_ranks_load_every_weight_and_moment_exactly(toy: ToyTokens, tmp_pa
     def save(folder: Path, stage: int) -> None:
         made = make(stage)
         fill(made)
-        save_checkpoint(folder, made, 1, {}, 1)
+        CheckpointWriter(folder, made, keep=1, background=False).begin(1, None, {})
         made.close()
 
     def load(folder: Path, stage: int) -> None:
@@ -372,13 +375,15 @@ def test_checkpoints_that_cannot_be_loaded_are_named(toy: ToyTokens, tmp_path: P
     newest = committed(tmp_path / "checkpoints")[-1]
     about = json.loads((newest / "about.json").read_text())
     name = next(iter(about["shapes"]))
-    (newest / "about.json").write_text(json.dumps(about | {"shapes": about["shapes"] | {name: [1, 2]}}))
+    commit(newest, about | {"shapes": about["shapes"] | {name: [1, 2]}})
     with pytest.raises(TrainingError, match=rf"written for another model: {name} is \[1, 2\], now it is"):
         run(toy, tmp_path, config)
-    (newest / "about.json").write_text(json.dumps(about | {"format": "other"}))
+    commit(newest, about | {"format": "other"})
     with pytest.raises(TrainingError, match="not in the format"):
         run(toy, tmp_path, config)
-    (newest / "about.json").write_text(json.dumps(about))
+    # format 2 has no sha256
+    commit(newest, {key: about[key] for key in ("step", "world", "zero_stage", "shapes", "tokens")} | {"format": OLD})
+    (newest / MARKER).write_text("")
     state = newest / "state_00000.safetensors"
     state.write_bytes(state.read_bytes()[:-8])
     with pytest.raises(TrainingError, match=r"state_00000.safetensors: missing or damaged .* remove .*step_00000004"):

@@ -56,10 +56,27 @@ def generate(
     if not codes:
         raise DataError("nothing to generate: no objects were asked for")
     offsets = to_offsets(np.concatenate(counts))
+    clouds = decoded(tokenizer, card, Codes(np.concatenate(codes), offsets), labels, conditions, seed)
+    report = {"objects": len(clouds), "reached_max_points": cut, "empty": int((clouds.counts == 0).sum())}
+    if card.domain == "shower":
+        clouds, report["merged_hits"] = resolve(clouds, card.geometry, "sum")
+        if card.geometry is not None:
+            report["hits_outside_geometry"] = int(hits_outside(clouds, card.geometry).sum())
+    return Generated(clouds, report)
+
+
+def decoded(
+    tokenizer: Tokenizer,
+    card: DatasetCard,
+    codes: Codes,
+    labels: NDArray[np.int64],
+    conditions: NDArray[np.float32],
+    seed: int,
+) -> PointClouds:
+    """The clouds that codes stand for; what is random in a tokenizer is drawn from (seed, number of the object)."""
     given = dict(zip((c.name for c in card.conditions), conditions.T, strict=True))
-    uniform = _uniform(seed, offsets, len(tokenizer.streams))
-    points = tokenizer.decode(Codes(np.concatenate(codes), offsets), uniform, given)
-    clouds = PointClouds(
+    points = tokenizer.decode(codes, _uniform(seed, codes.offsets, len(tokenizer.streams)), given)
+    return PointClouds(
         points=points.values,
         offsets=points.offsets,
         features=tuple(f.name for f in tokenizer.features),
@@ -71,12 +88,6 @@ def generate(
         condition_units=tuple(c.unit for c in card.conditions),
         tag=card.tag,
     )
-    report = {"objects": len(clouds), "reached_max_points": cut, "empty": int((clouds.counts == 0).sum())}
-    if card.domain == "shower":
-        clouds, report["merged_hits"] = resolve(clouds, card.geometry, "sum")
-        if card.geometry is not None:
-            report["hits_outside_geometry"] = int(hits_outside(clouds, card.geometry).sum())
-    return Generated(clouds, report)
 
 
 def _uniform(seed: int, offsets: NDArray[np.int64], streams: int) -> NDArray[np.float64]:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foundation.data.ragged import to_offsets
+from foundation.errors import DataError
 from foundation.model.loss import slot_logits
 from foundation.model.transformer import Cache, Transformer
-from foundation.tokens.layout import Layout
+from foundation.tokens.layout import Layout, Slot
 from foundation.tokens.vocabulary import EOS, NONE
 
 
@@ -52,6 +53,11 @@ def sample(
     config: SamplingConfig,
 ) -> SampledCodes:
     """Sample one object after each prefix [B, P]; `indices` [B] number the objects inside their campaign."""
+    if model.config.features:
+        raise DataError(
+            f"the model reads the continuous features {', '.join(model.config.features)}, which are not known before "
+            "their codes are drawn: to generate, pretrain a model without features"
+        )
     walk = _Interleaved if layout.mode == "interleaved" else _Delayed
     return walk(model, layout, tag, prefix, indices, seed, config).run()
 
@@ -96,6 +102,9 @@ class _Delayed:
             self.uniform = torch.cat([self.uniform, torch.from_numpy(more)], dim=1)
         return self.uniform[rows.cpu(), step].to(self.device)
 
+    def _logits(self, hidden: Tensor, slot: Slot) -> Tensor:
+        return slot_logits(hidden, self.model.output_weight, slot, self.model.output_bias)
+
     def _enter_prefix(self, cache: Cache) -> Tensor:
         hidden = torch.empty(0)
         for step in range(self.prefix.shape[1]):
@@ -129,9 +138,7 @@ class _Delayed:
                 wanted = self._wanted(counts[rows], point)
                 if not wanted.any():
                     continue
-                drawn = draw(
-                    slot_logits(hidden[wanted], self.model.output_weight, slot), uniform[wanted, stream], self.config
-                )
+                drawn = draw(self._logits(hidden[wanted], slot), uniform[wanted, stream], self.config)
                 if stream == 0:
                     ended = drawn == slot.size
                     over = ~ended & (point >= cap)
@@ -184,7 +191,7 @@ class _Interleaved(_Delayed):
             point, stream = divmod(body, k)
             slot = self.slots[stream]
             uniform = self._uniform(point, rows)[:, stream]
-            drawn = draw(slot_logits(hidden, self.model.output_weight, slot), uniform, self.config)
+            drawn = draw(self._logits(hidden, slot), uniform, self.config)
             if stream == 0:
                 ended = drawn == slot.size
                 over = ~ended & (point >= cap)

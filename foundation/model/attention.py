@@ -22,11 +22,13 @@ from foundation.data.ragged import length_buckets
 class Packing:
     """Where the sequences of a flat batch are: made once per batch, shared by all layers.
 
+    offsets: int64 [B + 1]; sequence b owns steps offsets[b]:offsets[b + 1]
     places: int64 [T]; where each step stands in the padded buckets, laid one behind the other
     shapes: (sequences, length) of each bucket
     """
 
     def __init__(self, offsets: NDArray[np.int64], device: torch.device) -> None:
+        self.offsets = offsets
         self.cumulative = torch.from_numpy(offsets.astype(np.int32)).to(device)
         self.longest = int(np.diff(offsets).max(initial=0))
         self.shapes: list[tuple[int, int]] = []

@@ -33,10 +33,8 @@ class ModelFolder:
         return Layout(self.vocabulary, self.mode)
 
 
-def save_model(folder: Path, state: dict[str, Tensor], model: ModelFolder) -> None:
-    """Write weights, architecture and vocabulary; the weights come last, under their final name only when whole."""
-    from safetensors.torch import save_file
-
+def describe_model(folder: Path, model: ModelFolder) -> None:
+    """Write what a model folder has besides the weights: architecture and vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     model.vocabulary.save(folder / "vocabulary.json")
     head = {
@@ -47,11 +45,23 @@ def save_model(folder: Path, state: dict[str, Tensor], model: ModelFolder) -> No
         "vocabulary": model.vocabulary.digest,
     }
     (folder / "model.json").write_text(json.dumps(head, indent=1))
+
+
+def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
+    """Write the weights of a folder with a description, under their final name only when whole."""
+    from safetensors.torch import save_file
+
     part = folder / "model.safetensors.part"
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, part)
     # safetensors writes for the owner alone; colleagues may read what the folder lets them
     part.chmod((folder / "model.json").stat().st_mode)
     os.replace(part, folder / "model.safetensors")
+
+
+def save_model(folder: Path, state: dict[str, Tensor], model: ModelFolder) -> None:
+    """Write weights, architecture and vocabulary; the weights come last."""
+    describe_model(folder, model)
+    write_weights(folder, state)
 
 
 def read_model(folder: Path) -> tuple[ModelFolder, dict[str, Tensor]]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Field, model_validator
 
 from foundation.data.cards import Condition
 from foundation.model.config import TransformerConfig
+from foundation.recipe.mixtures import MixtureSpec
+from foundation.recipe.section import Section
 from foundation.tokens.config import TokenizerConfig
 from foundation.train.config import TrainConfig
-
-
-class Section(BaseModel):
-    """Part of a recipe: every key is known, nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, populate_by_name=True)
 
 
 class StageSpec(Section):
@@ -183,54 +179,12 @@ class TrainingStage(StageSpec):
         return True
 
     def execution_only(self) -> frozenset[str]:
-        of_training = ("checkpoint_seconds", "keep_checkpoints", "log_every", "validate_every")
+        # how work is spread and what is kept in memory changes rounding alone: checkpoints go on with another
+        of_training = (
+            "zero_stage", "offload", "deepspeed", "accumulation", "compile", "recompute", "checkpoint_seconds",
+            "keep_checkpoints", "keep_best", "background_checkpoints", "log_every", "validate_every", "sample_every",
+        )  # fmt: skip
         return frozenset({"prefetch", "shards_at", "cache", "cache_gb", *(f"train.{key}" for key in of_training)})
-
-
-Weights = Annotated[
-    dict[str, Annotated[float, Field(ge=0)]],
-    Field(min_length=1, json_schema_extra={"not": {"required": ["temperature"]}}),
-]
-"""Weight of each dataset, by tag; weights mean tokens."""
-
-
-class TemperatureMixture(Section):
-    """All datasets of the tokenize stage, weighted by their tokens to the power of 1 / temperature."""
-
-    temperature: float = Field(gt=0)
-    """1 takes the datasets as large as they are; the larger, the more equal are the weights."""
-
-
-class MixturePart(Section):
-    """Weights from a step on."""
-
-    from_step: int = Field(ge=0)
-    """First step with these weights."""
-    weights: Weights
-    """Weight of each dataset, by tag; a dataset that is not named has none."""
-
-
-def _in_order(parts: tuple[MixturePart, ...]) -> tuple[MixturePart, ...]:
-    steps = [part.from_step for part in parts]
-    if steps[:1] != [0] or sorted(set(steps)) != steps:
-        raise ValueError(f"the parts must begin with from_step: 0 and follow one another, not {steps}")
-    return parts
-
-
-def _kind_of_mixture(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "tuple"
-    named = isinstance(value, TemperatureMixture) or (isinstance(value, dict) and "temperature" in value)
-    return "TemperatureMixture" if named else "dict"
-
-
-# messages about mistakes find their place by the names of the types
-MixtureSpec = Annotated[
-    Annotated[TemperatureMixture, Tag("TemperatureMixture")]
-    | Annotated[tuple[MixturePart, ...], AfterValidator(_in_order), Tag("tuple")]
-    | Annotated[Weights, Tag("dict")],
-    Discriminator(_kind_of_mixture),
-]
 
 
 class Pretrain(TrainingStage):
@@ -242,6 +196,12 @@ class Pretrain(TrainingStage):
     mixture: MixtureSpec
     """Weight of each dataset, by tag; weights mean tokens. Or {temperature: T}, or a list of parts, see below."""
     model: TransformerConfig = TransformerConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Pretrain:
+        if self.train.sample_every and self.model.features:
+            raise ValueError("a model that reads features cannot generate: remove train.sample_every or model.features")
+        return self
 
     def references(self) -> dict[str, str]:
         return {"data": self.data}

@@ -30,6 +30,8 @@ class Batch:
     labels:   int64 [B]; class, also where the sequence does not show it
     dataset:  int64 [B]; which dataset of the stream each sequence comes from
     sources:  uint64 [B]; which sequence of its dataset it is, as the shards number them
+    features: float32 [T, F]; continuous features of the point whose last code the step shows, zero where there is none;
+              None where none are asked for
     cursor:   the step after this batch's: to go on behind it, ask the stream for that step
     """
 
@@ -42,6 +44,7 @@ class Batch:
     dataset: NDArray[np.int64]
     sources: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     cursor: int = 0
+    features: NDArray[np.float32] | None = None
 
 
 def gap_of(layout: Layout, tag: str) -> int:
@@ -50,14 +53,15 @@ def gap_of(layout: Layout, tag: str) -> int:
     return rule.extra if rule.scale == 1 else 0
 
 
-def lay_out(layout: Layout, tags: Sequence[str], parts: Sequence[Rows], cursor: int = 0) -> Batch:
-    """One batch of the sequences of several datasets; tags: of all datasets of the stream, by their number.
+def lay_out(layout: Layout, tags: Sequence[str], parts: Sequence[Rows], cursor: int = 0, features: int = 0) -> Batch:
+    """One batch of the sequences of several datasets; tags: of all datasets of the stream, by their number; features:
+    how many continuous features of points come beside the ids.
 
     A batch without sequences (all its blocks were skipped) gets one of a single step, in which nothing is predicted.
     """
     parts = [p for p in parts if len(p)]
     if not parts:
-        return _placeholder(layout.columns, cursor)
+        return _placeholder(layout.columns, cursor, features)
     lengths = [layout.lengths(tags[p.dataset], p.points) - 1 for p in parts]
     borders = np.cumsum([0, *(int(n.sum()) for n in lengths)])
     ids = np.empty((borders[-1], layout.columns), np.int64)
@@ -66,6 +70,10 @@ def lay_out(layout: Layout, tags: Sequence[str], parts: Sequence[Rows], cursor: 
         write = _write_delayed if part.gap else _write_any
         write(layout, tags[part.dataset], part, steps, ids[first:last], targets[first:last], slots[first:last])
     steps = np.concatenate(lengths)
+    beside = np.zeros((borders[-1], features), np.float32) if features else None
+    if beside is not None:
+        for part, n, first, last in zip(parts, lengths, borders, borders[1:], strict=False):
+            _write_features(layout, tags[part.dataset], part, n, beside[first:last])
     return Batch(
         ids=ids,
         targets=targets,
@@ -76,7 +84,25 @@ def lay_out(layout: Layout, tags: Sequence[str], parts: Sequence[Rows], cursor: 
         dataset=np.repeat([p.dataset for p in parts], [len(p) for p in parts]),
         sources=np.concatenate([p.ids for p in parts]),
         cursor=cursor,
+        features=beside,
     )
+
+
+def _write_features(
+    layout: Layout, tag: str, part: Rows, steps: NDArray[np.int64], features: NDArray[np.float32]
+) -> None:
+    """Features stand where the last code of their point does: before it, they would give away codes to be predicted.
+
+    In the delayed layout of K > 1 streams the last code of the last point is a target only, so its features are left
+    out as it is.
+    """
+    assert part.features is not None
+    streams = part.codes.shape[1]
+    step, _ = layout.place(streams - 1, ragged_arange(part.points), streams)
+    step += layout.prefix_length(tag)
+    shown = step < np.repeat(steps, part.points)
+    first = np.repeat(np.cumsum(steps) - steps, part.points)
+    features[(first + step)[shown]] = part.features[shown]
 
 
 def _write_delayed(
@@ -140,7 +166,7 @@ def _write_any(
     targets[slots < 0] = -1
 
 
-def _placeholder(columns: int, cursor: int) -> Batch:
+def _placeholder(columns: int, cursor: int, features: int) -> Batch:
     nothing = np.full((1, columns), -1)
     return Batch(
         ids=np.array([[BOS] + [NONE] * (columns - 1)]),
@@ -152,4 +178,5 @@ def _placeholder(columns: int, cursor: int) -> Batch:
         dataset=np.zeros(1, np.int64),
         sources=np.zeros(1, np.uint64),
         cursor=cursor,
+        features=np.zeros((1, features), np.float32) if features else None,
     )

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from foundation.errors import DataError
 from foundation.stream.mixture import Mixture
 from foundation.stream.order import Addresses, RowOrder, Shape
 from foundation.stream.packing import Packing, pack
+from foundation.stream.point_features import feature_columns, require_features
 from foundation.stream.reading import Block, ShardedDataset
 from foundation.stream.rows import LengthRule, row_table
 
@@ -32,6 +33,7 @@ PACKING_BYTES = 48 * 2**20
 """Packings of blocks that are kept from one epoch to the next."""
 SEQUENCE_BYTES = 48
 """What an open block needs for a sequence besides its codes, about."""
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class StreamConfig:
     """The same for each condition."""
     too_long: Literal["leave_out", "error"] = "leave_out"
     """What to do with sequences that are longer than a row."""
+    features: tuple[str, ...] = ()
+    """Continuous features of points that come beside the codes, by name."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Rows:
     shown:      int64 [B]; class that the sequence shows, -1 for `any`
     conditions: float32 [B, C]; NaN for `any`
     ids:        uint64 [B]; where each sequence comes from
+    features:   float16 or float32 [points, F], without gaps; None where none are asked for
     """
 
     dataset: int
@@ -71,6 +76,7 @@ class Rows:
     shown: NDArray[np.int64]
     conditions: NDArray[np.float32]
     ids: NDArray[np.uint64]
+    features: NDArray[np.floating] | None = None
 
     def __len__(self) -> int:
         return len(self.points)
@@ -90,10 +96,17 @@ class _OpenBlock:
 
     codes [places, K], gaps included; row r is places[r]:places[r + 1] of them, and sequences rows[r]:rows[r + 1]
     lengths: int64 [B]; numbers in each sequence, K for a place
+    features: [points, F] or None; without gaps, so sequence b begins at points[b]
     """
 
     def __init__(
-        self, block: Block, chosen: NDArray[np.int64], rows: NDArray[np.int64], gap: int, hidden: _Hidden
+        self,
+        block: Block,
+        chosen: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        gap: int,
+        hidden: _Hidden,
+        features: NDArray[np.floating] | None = None,
     ) -> None:
         self._block, self._chosen, self._hidden = block, chosen, hidden
         self.codes, starts = gather(block.codes, block.offsets, chosen, gap)
@@ -101,6 +114,10 @@ class _OpenBlock:
         self.rows: list[int] = rows.tolist()
         self.lengths = np.diff(starts) * self.codes.shape[1]
         self.nbytes = self.codes.nbytes + len(chosen) * SEQUENCE_BYTES
+        self.features = None
+        if features is not None:
+            self.features, self.points = gather(features, block.offsets, chosen, 0)
+            self.nbytes += self.features.nbytes
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -155,6 +172,11 @@ class _Span:
         """Codes of its sequences, gaps included."""
         return self.block.codes[self.block.places[self.first_row] : self.block.places[self.last_row]]
 
+    def features(self) -> NDArray[np.floating]:
+        """Continuous features of its points."""
+        assert self.block.features is not None
+        return self.block.features[self.block.points[self.first] : self.block.points[self.last]]
+
 
 class RowStream:
     """Endless, mixed, deterministic stream of packed rows over several sharded datasets.
@@ -178,8 +200,13 @@ class RowStream:
         self._gaps = list(gaps) if gaps else [0] * len(self.datasets)
         self.tables = [row_table(d, r, config.row_tokens) for d, r in zip(self.datasets, rules, strict=True)]
         self._report_too_long()
+        require_features(self.datasets, config.features)
+        shapes = [
+            Shape(str(d.folder), t["rows"], open_bytes(d, len(config.features)))
+            for d, t in zip(self.datasets, self.tables, strict=True)
+        ]
         self.order = RowOrder(
-            [Shape(str(d.folder), t["rows"], open_bytes(d)) for d, t in zip(self.datasets, self.tables, strict=True)],
+            shapes,
             mixture,
             config.seed,
             config.rows_per_step,
@@ -252,6 +279,7 @@ class RowStream:
             shown=joined("shown"),
             conditions=joined("conditions"),
             ids=joined("ids"),
+            features=np.concatenate([s.features() for s in spans]) if self.config.features else None,
         )
 
     def _block(self, dataset: int, epoch: int, number: int) -> _OpenBlock:
@@ -278,7 +306,9 @@ class RowStream:
             chosen, rows = arrange(tokens, self.config.row_tokens, self._packing(dataset, number, tokens), rng)
         if len(rows) != n_rows + 1:
             raise DataError(f"{self.datasets[dataset].folder}: block {number} changed after its rows were counted")
-        return _OpenBlock(block, chosen, rows, self._gaps[dataset], self._hidden(block, rng))
+        names = self.config.features
+        features = feature_columns(self.datasets[dataset], block, names) if names else None
+        return _OpenBlock(block, chosen, rows, self._gaps[dataset], self._hidden(block, rng), features)
 
     def _packing(self, dataset: int, number: int, tokens: NDArray[np.int64]) -> Packing:
         """The same in every epoch, so it is kept, as far as memory goes."""
@@ -298,10 +328,12 @@ class RowStream:
         )
 
 
-def open_bytes(dataset: ShardedDataset) -> int:
-    """Memory of an open block of this dataset, about."""
+def open_bytes(dataset: ShardedDataset, features: int = 0) -> int:
+    """Memory of an open block of this dataset, with so many features of points, about."""
     width = dataset.members["codes"]
     point = np.dtype(width.dtype).itemsize * (width.columns or 1)
+    if features and "features" in dataset.members:
+        point += np.dtype(dataset.members["features"].dtype).itemsize * features
     total = int(dataset.points.sum()) * point + len(dataset) * SEQUENCE_BYTES
     return total // max(1, dataset.n_blocks)
 
@@ -327,9 +359,10 @@ def arrange(
 
 
 def gather(
-    codes: NDArray[np.integer], offsets: NDArray[np.int64], chosen: NDArray[np.int64], gap: int
-) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """Codes [N, K] of the chosen sequences, with `gap` places before each, and their offsets, gaps included.
+    codes: NDArray[T], offsets: NDArray[np.int64], chosen: NDArray[np.int64], gap: int
+) -> tuple[NDArray[T], NDArray[np.int64]]:
+    """Codes (or features) [N, K] of the chosen sequences, with `gap` places before each, and their offsets, gaps
+    included.
 
     For Arrow these are texts of bytes: it copies each in one go, which is several times faster than an index of points.
     """

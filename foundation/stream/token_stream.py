@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foundation.errors import DataError
 from foundation.stream.batches import Batch, gap_of, lay_out
 from foundation.stream.mixture import Mixture
+from foundation.stream.point_features import feature_columns
 from foundation.stream.reading import Block, ShardedDataset
 from foundation.stream.row_stream import Rows, RowStream, StreamConfig
 from foundation.stream.rows import length_rule
@@ -57,18 +59,25 @@ class TokenStream:
             )
         mine = self.rows.order.step(step, rank, world)
         size = len(mine) // accumulation
+        beside = len(self.config.features)
         return [
-            lay_out(self.layout, self._tags, self.rows.take(mine[first : first + size]), cursor=step + 1)
+            lay_out(self.layout, self._tags, self.rows.take(mine[first : first + size]), step + 1, beside)
             for first in range(0, len(mine), size)
         ]
 
 
 def one_pass(
-    dataset: ShardedDataset, layout: Layout, max_tokens: int, hide_class: bool, limit: int | None = None
+    dataset: ShardedDataset,
+    layout: Layout,
+    max_tokens: int,
+    hide_class: bool,
+    limit: int | None = None,
+    features: tuple[str, ...] = (),
 ) -> Iterator[Batch]:
     """Every sequence of a dataset once, in stored order, in batches of at most `max_tokens` steps (or one sequence).
 
-    For validation and inference. hide_class shows the class as `any`, as a classifier must see it.
+    For validation and inference. hide_class shows the class as `any`, as a classifier must see it. features: continuous
+    features of points that come beside the codes, by name.
     """
     left = len(dataset) if limit is None else min(limit, len(dataset))
     for number in range(dataset.n_blocks):
@@ -78,25 +87,29 @@ def one_pass(
         left -= len(block)
         if block.bad:
             continue
+        columns = feature_columns(dataset, block, features) if features else None
         used = np.cumsum(layout.lengths(dataset.tag, np.diff(block.offsets)) - 1)
         first = 0
         while first < len(block):
             spent = used[first - 1] if first else 0
             last = max(first + 1, int(np.searchsorted(used, spent + max_tokens, side="right")))
-            yield lay_out(layout, [dataset.tag], [_stored(block, first, last, hide_class)])
+            rows = _stored(block, first, last, hide_class, columns)
+            yield lay_out(layout, [dataset.tag], [rows], features=len(features))
             first = last
 
 
-def _stored(block: Block, first: int, last: int, hide_class: bool) -> Rows:
-    """Sequences first .. last - 1 of a block as they are stored."""
+def _stored(block: Block, first: int, last: int, hide_class: bool, features: NDArray[np.floating] | None) -> Rows:
+    """Sequences first .. last - 1 of a block as they are stored; features: of all its points."""
     labels = block.labels[first:last]
+    points = slice(block.offsets[first], block.offsets[last])
     return Rows(
         dataset=0,
-        codes=block.codes[block.offsets[first] : block.offsets[last]],
+        codes=block.codes[points],
         gap=0,
         points=np.diff(block.offsets[first : last + 1]),
         labels=labels,
         shown=np.full(last - first, -1) if hide_class else labels,
         conditions=block.conditions[first:last],
         ids=block.ids[first:last],
+        features=None if features is None else features[points],
     )

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -28,12 +27,13 @@ class TensorBatch:
     labels: Tensor
     dataset: Tensor
     packing: Packing
+    features: Tensor | None = None
 
 
 def to_device(batch: Batch, device: torch.device) -> TensorBatch:
     """Move a batch to the device."""
 
-    def tensor(x: NDArray[np.int64]) -> Tensor:
+    def tensor(x: NDArray) -> Tensor:
         return torch.from_numpy(x).to(device, non_blocking=True)
 
     return TensorBatch(
@@ -45,6 +45,7 @@ def to_device(batch: Batch, device: torch.device) -> TensorBatch:
         tensor(batch.labels),
         tensor(batch.dataset),
         Packing(batch.offsets, device),
+        None if batch.features is None else tensor(batch.features),
     )
 
 

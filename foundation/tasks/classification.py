@@ -31,7 +31,7 @@ class Classification(Task):
 
     def logits(self, batch: TensorBatch) -> Tensor:
         """Logits [B, classes]."""
-        hidden = self.backbone(batch.ids, batch.positions, batch.packing)
+        hidden = self.backbone(batch.ids, batch.positions, batch.packing, batch.features)
         counts = batch.offsets.diff()
         owner = torch.repeat_interleave(torch.arange(len(counts), device=hidden.device), counts)
         each = F.relu(self.each(hidden))

@@ -14,18 +14,23 @@ from foundation.tokens.layout import Layout
 
 
 class Generation(Task):
-    """p(next step | steps so far), each stream over the ids that are legal in its place."""
+    """p(next step | steps so far), each stream over the ids that are legal in its place.
+
+    z_loss: weight of log^2 Z in the loss that is trained; validation goes without it.
+    """
 
     name: ClassVar[str] = "generation"
 
-    def __init__(self, backbone: Transformer, layout: Layout) -> None:
+    def __init__(self, backbone: Transformer, layout: Layout, z_loss: float = 0.0) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.z_loss = backbone, z_loss
         self.slots = layout.slots
 
     def forward(self, batch: TensorBatch) -> Tensor:
-        hidden = self.backbone(batch.ids, batch.positions, batch.packing)
-        return restricted_cross_entropy(hidden, self.backbone.output_weight, batch.targets, batch.slots, self.slots)
+        hidden = self.backbone(batch.ids, batch.positions, batch.packing, batch.features)
+        weight, bias = self.backbone.output_weight, self.backbone.output_bias
+        z_loss = self.z_loss if self.training else 0.0
+        return restricted_cross_entropy(hidden, weight, batch.targets, batch.slots, self.slots, bias, z_loss)
 
     @staticmethod
     def count(batch: Batch) -> int:

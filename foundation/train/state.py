@@ -1,15 +1,20 @@
 """The state of training in files that do not depend on the number of processes, nor on how ZeRO spreads it over them.
 
-Every process writes what it holds: pieces of flattened parameters with their AdamW moments, each under the name of its
-parameter and the place where it begins. Whoever loads, on any number of processes, picks from these files what it
-holds now. Nothing is gathered, so neither needs more memory than training does, and nothing is pickled.
+Every process writes what it holds: pieces of flattened parameters with the state that the optimiser keeps for them
+(moments, momentum, slow weights, number of updates) and their moving average, each under the name of its parameter and
+the place where it begins. Whoever loads, on any number of processes, picks from these files what it holds now. Nothing
+is gathered, so neither needs more memory than training does, and nothing is pickled.
+
+Names in a file: `weights/PARAMETER/START`, `KIND/PARAMETER/START` for state of the optimiser under the optimiser's own
+word for it (`exp_avg`, `step`), `STORE.KIND/PARAMETER/START` for other state (`average.weights`). What has an entry per
+element of the parameter is [n]; what is one number for all of them has no dimension.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,22 @@ from torch import Tensor
 
 from foundation.errors import TrainingError
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+States = MutableMapping[Tensor, dict[str, Any]]
+"""State by the tensor that it is kept for, as `torch.optim.Optimizer.state`: tensors of its size, and numbers."""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Where a parameter begins in state that is laid out in its own way and kept for whole parameters.
+
+    at:     place of the parameter's first element in the tensor of the state
+    length: elements of the parameter; this process needs them all, though it updates some only
+    size:   elements of the tensor
+    """
+
+    at: int
+    length: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -29,8 +49,9 @@ class Piece:
     start:   first element
     values:  [n]; a view of the weights that the optimiser updates: fp32, also where the model computes in bf16
     owner:   the tensor that the optimiser keeps state for, which may hold many pieces; None for what is not trained
-    at:      first element in `owner`
+    at:      first element in `owner`, and in all state that is laid out like it
     written: whether this process writes it; of what several hold, one does
+    apart:   by kind, where state lies that is laid out otherwise
     """
 
     name: str
@@ -39,14 +60,34 @@ class Piece:
     owner: Tensor | None
     at: int = 0
     written: bool = True
+    apart: Mapping[str, Apart] = field(default_factory=dict)
 
-    def moment(self, optimizer: torch.optim.Optimizer, kind: str) -> Tensor:
-        """The view [n] of a moment of this piece; zeros are made where there is none yet."""
+    @property
+    def place(self) -> str:
+        """Under which a file has this piece."""
+        return f"{self.name}/{self.start}"
+
+    def wanted(self, kind: str) -> range:
+        """The elements of the parameter of which this process holds such weights or state."""
+        if kind in self.apart:
+            return range(self.apart[kind].length)
+        return range(self.start, self.start + len(self.values))
+
+    def wanted_at_all(self) -> range:
+        """The elements of the parameter of which this process holds anything."""
+        return max((self.wanted(kind) for kind in ("weights", *self.apart)), key=len)
+
+    def state(self, states: States, kind: str) -> Tensor:
+        """The view of all `wanted(kind)` elements of a state; zeros are made where there is none yet."""
         assert self.owner is not None
-        state = optimizer.state[self.owner]
-        if kind not in state:
-            state[kind] = torch.zeros_like(self.owner)
-        return state[kind].view(-1).narrow(0, self.at, len(self.values))
+        apart, kept = self.apart.get(kind), states.setdefault(self.owner, {})
+        if kind not in kept:
+            kept[kind] = self.owner.new_zeros(apart.size) if apart else torch.zeros_like(self.owner)
+        return kept[kind].view(-1).narrow(0, apart.at if apart else self.at, len(self.wanted(kind)))
+
+    def own_state(self, states: States, kind: str) -> Tensor:
+        """The view [n] of a state of this piece's own elements."""
+        return self.state(states, kind).narrow(0, self.start - self.wanted(kind).start, len(self.values))
 
 
 def state_files(folder: Path, world: int) -> list[Path]:
@@ -54,23 +95,33 @@ def state_files(folder: Path, world: int) -> list[Path]:
     return [folder / f"state_{rank:05d}.safetensors" for rank in range(world)]
 
 
-def write_state(path: Path, pieces: Iterable[Piece], optimizer: torch.optim.Optimizer) -> None:
-    """Write this process's pieces. Raises OSError when the disk is full."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+def state_tensors(pieces: Iterable[Piece], stores: Mapping[str, States]) -> dict[str, Tensor]:
+    """What this process writes, by name: views of what is being trained, to be copied by whoever trains on meanwhile.
 
+    stores: the optimiser's states under the name "", others under theirs.
+    """
     tensors: dict[str, Tensor] = {}
     for piece in pieces:
         if not piece.written:
             continue
-        place = f"{piece.name}/{piece.start}"
-        tensors[f"weights/{place}"] = piece.values
-        state = optimizer.state.get(piece.owner, {}) if piece.owner is not None else {}
-        if state:  # a parameter that was never updated has none
-            tensors[f"step/{place}"] = state["step"].detach().reshape(1).clone()  # safetensors takes a tensor once only
-            tensors |= {f"{kind}/{place}": piece.moment(optimizer, kind) for kind in MOMENTS}
+        tensors[f"weights/{piece.place}"] = piece.values
+        for store, states in stores.items():
+            kept = states.get(piece.owner, {}) if piece.owner is not None else {}  # none if it was never updated
+            for kind, value in kept.items():
+                single = not isinstance(value, Tensor) or value.ndim == 0
+                # cloned, as many pieces share it and safetensors takes a tensor once only
+                part = torch.as_tensor(value).detach().clone() if single else piece.own_state(states, kind)
+                tensors[f"{store}.{kind}/{piece.place}".removeprefix(".")] = part
+    return tensors
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write the state of one process. Raises OSError when the disk is full."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     try:
-        save_file(tensors, path)
+        save_file(dict(tensors), path)
     except SafetensorError as error:
         raise OSError(str(error)) from None
     # safetensors writes for the owner alone; colleagues may read what the folder lets them
@@ -80,27 +131,26 @@ def write_state(path: Path, pieces: Iterable[Piece], optimizer: torch.optim.Opti
 
 
 def read_state(
-    paths: Sequence[Path], pieces: Sequence[Piece], optimizer: torch.optim.Optimizer, rank: int, world: int
+    paths: Sequence[Path], pieces: Sequence[Piece], stores: Mapping[str, States], rank: int, world: int
 ) -> None:
-    """Fill the pieces of this process from the files of any number of processes.
+    """Fill the pieces of this process, and their state, from the files of any number of processes.
 
     Begins with the file that most likely has them and stops when nothing is missing, so that as many processes as
-    before open one file each. Raises TrainingError naming a file that is damaged, or parameters that are nowhere.
+    before open one file each. State of a store that is not in `stores` stays in the file. Raises TrainingError naming
+    a file that is damaged, or parameters that are nowhere.
     """
     from safetensors import SafetensorError, safe_open
 
-    missing = {piece.name: len(piece.values) for piece in pieces}
+    missing = {piece.name: len(piece.wanted_at_all()) for piece in pieces}
     by_name = {piece.name: piece for piece in pieces}
     first = rank * len(paths) // world
     for path in (*paths[first:], *paths[:first]):
         try:
             with safe_open(path, framework="pt") as saved:
-                keys = set(saved.keys())
-                for place in (key.removeprefix("weights/") for key in keys if key.startswith("weights/")):
-                    name, _, start = place.rpartition("/")
+                for place, kinds in _kinds_by_place(saved.keys()).items():
+                    name = place.rpartition("/")[0]
                     if name in missing:
-                        trained = f"step/{place}" in keys
-                        missing[name] -= _fill(by_name[name], optimizer, saved, place, int(start), trained)
+                        missing[name] -= _fill(by_name[name], stores, saved, place, kinds)
         except (SafetensorError, OSError) as error:
             raise TrainingError(
                 f"{path}: missing or damaged ({error}); remove {path.parent} to go on from the checkpoint before it"
@@ -113,17 +163,49 @@ def read_state(
     )
 
 
-def _fill(piece: Piece, optimizer: torch.optim.Optimizer, saved: Any, place: str, start: int, trained: bool) -> int:
-    """Copy what a saved piece and this one have in common; returns how many elements. trained: it has moments."""
-    weights = saved.get_slice(f"weights/{place}")
-    begin = max(start, piece.start)
-    end = min(start + weights.get_shape()[0], piece.start + len(piece.values))
-    if begin >= end:
+def _kinds_by_place(keys: Iterable[str]) -> dict[str, list[str]]:
+    """The kinds that a file has of each piece."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        kind, _, place = key.partition("/")
+        found.setdefault(place, []).append(kind)
+    return found
+
+
+def _fill(piece: Piece, stores: Mapping[str, States], saved: Any, place: str, kinds: Sequence[str]) -> int:
+    """Copy what a saved piece and this one have in common; returns how many elements of it were wanted."""
+    start = int(place.rpartition("/")[2])
+    there = range(start, start + saved.get_slice(f"weights/{place}").get_shape()[0])
+    if not _common(there, piece.wanted_at_all()):
         return 0
-    here, there = slice(begin - piece.start, end - piece.start), slice(begin - start, end - start)
-    piece.values[here].copy_(weights[there])
-    if trained and piece.owner is not None:
-        for kind in MOMENTS:
-            piece.moment(optimizer, kind)[here].copy_(saved.get_slice(f"{kind}/{place}")[there])
-        optimizer.state[piece.owner]["step"] = saved.get_tensor(f"step/{place}")[0].to(piece.owner.device)
-    return end - begin
+    for kind in kinds:
+        store, _, word = kind.rpartition(".")
+        if kind == "weights":
+            _copy_common(saved.get_slice(f"weights/{place}"), there, piece.values, piece.wanted("weights"))
+        elif piece.owner is not None and store in stores:
+            _fill_state(piece, stores[store], word, saved, f"{kind}/{place}", there)
+    return len(_common(there, piece.wanted_at_all()))
+
+
+def _fill_state(piece: Piece, states: States, kind: str, saved: Any, key: str, there: range) -> None:
+    assert piece.owner is not None
+    # of old checkpoints, `step` is one number too, though it has a dimension
+    if saved.get_slice(key).get_shape() and kind != "step":
+        _copy_common(saved.get_slice(key), there, piece.state(states, kind), piece.wanted(kind))
+        return
+    number = saved.get_tensor(key).reshape(())
+    # numbers that an optimiser counts in Python come back as such
+    value = number.to(piece.owner.device) if number.is_floating_point() else int(number)
+    states.setdefault(piece.owner, {})[kind] = value
+
+
+def _copy_common(source: Any, there: range, target: Tensor, here: range) -> None:
+    """Copy the elements that both runs of a parameter have."""
+    both = _common(there, here)
+    if both:
+        part = source[both.start - there.start : both.stop - there.start]
+        target[both.start - here.start : both.stop - here.start].copy_(part)
+
+
+def _common(a: range, b: range) -> range:
+    return range(max(a.start, b.start), min(a.stop, b.stop))

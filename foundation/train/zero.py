@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from foundation.train.state import Piece
+from foundation.train.state import Apart, Piece
 
 
 def sharded_piece(name: str, parameter: nn.Parameter, zero: Any) -> Piece | None:
@@ -18,9 +18,23 @@ def sharded_piece(name: str, parameter: nn.Parameter, zero: Any) -> Piece | None
     mapping = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is None:  # all of it is in the runs of others
         return None
-    owner = zero.optimizer.param_groups[mapping.param_group_index]["params"][0]
+    group = mapping.param_group_index
+    owner = zero.optimizer.param_groups[group]["params"][0]
     here, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
-    return Piece(name, start, owner.data.narrow(0, here.start, here.numel), owner, here.start)
+    apart = {}
+    if getattr(parameter, "use_muon", False) and hasattr(zero, "params_in_partition"):
+        apart["momentum_buffer"] = _whole(parameter, zero.params_in_partition[group])
+    return Piece(name, start, owner.data.narrow(0, here.start, here.numel), owner, here.start, apart=apart)
+
+
+def _whole(parameter: nn.Parameter, of_process: list[nn.Parameter]) -> Apart:
+    """Muon's momentum, at ZeRO 1 and 2: whole matrices end to end, also where this process updates a part of one only.
+
+    Not so where ZeRO 1 computes in bf16 (DeepSpeed's BF16_Optimizer): there it is laid out like the weights.
+    """
+    sizes = [p.numel() for p in of_process]
+    place = next(i for i, p in enumerate(of_process) if p is parameter)
+    return Apart(sum(sizes[:place]), sizes[place], sum(sizes))
 
 
 def partitioned_piece(name: str, parameter: nn.Parameter, zero: Any, rank: int) -> Piece | None:
@@ -38,7 +52,7 @@ def partitioned_piece(name: str, parameter: nn.Parameter, zero: Any, rank: int) 
 
 
 def weights_follow(task: nn.Module, pieces: list[Piece], zero: Any, stage: int) -> None:
-    """Make the weights that the model computes with anew from the pieces that were just loaded; called by all ranks."""
+    """Make the weights that the model computes with anew, from pieces that were just changed; called by all ranks."""
     if stage in (1, 2):
         zero.update_lp_params()
         return
