@@ -3,9 +3,9 @@
     python benchmarks/evaluate_showers.py --showers 100000 --official PATH/TO/homepage/code
 
 `--official` is the folder `code` of a checkout of github.com/CaloChallenge/homepage. It runs in the same process on
-fewer showers (`--official-showers`), dense and in float64; its cost per shower is constant. Seconds are of CPU time, as
-both sides work on one core; so other work on the machine counts for neither. Showers are GFlash ones of
-1 GeV to 1 TeV in the voxels of dataset 2; a few hundred are simulated, and repeated with their energies scaled.
+fewer showers (`--official-showers`), dense and in float64; its cost per shower does not fall with more of them. Seconds
+are of CPU time, as both sides work on one core. Showers are GFlash ones of 1 GeV to 1 TeV in the voxels of dataset 2; a
+few hundred are simulated, and repeated with their energies scaled.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from foundation.data.geometry import CylindricalGeometry, n_voxels
 from foundation.data.point_clouds import PointClouds
 from foundation.errors import DataError
 from foundation.evaluate.calochallenge.settings import Settings
-from foundation.evaluate.calochallenge.voxels import chunks, incident_energy_mev, voxels_of
+from foundation.evaluate.calochallenge.voxels import Voxels, chunks, incident_energy_mev, voxels_of
 
 Floats = NDArray[np.float64]
 
@@ -81,53 +81,75 @@ def high_level_features(clouds: PointClouds, settings: Settings) -> HighLevelFea
     if not len(clouds):
         raise DataError(f"the sample of '{clouds.tag}' is empty: there are no showers to compute features of")
     incident = incident_energy_mev(clouds)
-    positions = _positions(settings.geometry)
-    sums = np.empty((len(clouds), settings.geometry.n_layers, positions.shape[1]))
-    hits = np.empty((len(clouds), settings.geometry.n_layers), np.int64)
+    grid, cut = _Grid.of(settings.geometry), settings.sectored
+    found = _Layers.empty(len(clouds), settings.geometry.n_layers)
     highest, start = 0.0, 0
     for chunk in chunks(clouds):
-        part = slice(start, start + len(chunk))
-        sums[part], hits[part], top = _chunk(chunk, settings, positions)
-        highest, start = max(highest, top), part.stop
-    return _features(settings, incident, sums, hits, highest)
-
-
-def _chunk(chunk: PointClouds, settings: Settings, positions: Floats) -> tuple[Floats, NDArray[np.int64], float]:
-    """Energy-weighted sums of the positions' columns [b, L, 7], voxels with energy [b, L], and the highest energy."""
-    from scipy.sparse import csr_matrix
-
-    voxels, n_layers = voxels_of(chunk, settings), settings.geometry.n_layers
-    layer_of_voxel = np.repeat(np.arange(n_layers), settings.geometry.voxels_per_layer)
-    rows = layer_of_voxel[voxels.numbers]
-    rows += voxels.owners * n_layers
-    hits = np.bincount(rows, minlength=len(chunk) * n_layers)
-    # a row per shower and layer: its product with the positions is all sums over the layer's voxels at once
-    energies = csr_matrix(
-        (voxels.energy.astype(np.float64), voxels.numbers, np.concatenate([[0], np.cumsum(hits)])),
-        shape=(len(hits), len(positions)),
-    )
-    sums = (energies @ positions).reshape(len(chunk), n_layers, -1)
-    return sums, hits.reshape(len(chunk), n_layers), float(voxels.energy.max(initial=0))
-
-
-def _features(
-    settings: Settings, incident: Floats, sums: Floats, hits: NDArray[np.int64], highest: float
-) -> HighLevelFeatures:
-    total = sums[:, :, 0]
-    (eta, eta_width), (phi, phi_width), (r, r_width) = (
-        _centre_and_width(total, sums[:, :, 1 + 2 * i], sums[:, :, 2 + 2 * i]) for i in range(3)
-    )
-    cut = settings.sectored
+        voxels = voxels_of(chunk, settings)
+        found.fill(slice(start, start + len(chunk)), voxels, grid)
+        highest, start = max(highest, float(voxels.energy.max(initial=0))), start + len(chunk)
+    (eta, phi, r), (eta_width, phi_width, r_width) = found.centres, found.widths
     return HighLevelFeatures(
-        settings, incident, total.sum(1), total, 1.0 - hits / settings.geometry.voxels_per_layer, r, r_width,
+        settings, incident, found.energy.sum(1), found.energy, found.sparsity, r, r_width,
         eta[:, cut], phi[:, cut], eta_width[:, cut], phi_width[:, cut], highest,
     )  # fmt: skip
 
 
-def _centre_and_width(total: Floats, first: Floats, second: Floats) -> tuple[Floats, Floats]:
-    """Energy-weighted mean and width from sum E, sum x E and sum x^2 E, [B, L] each."""
-    centre = first / (total + 1e-16)
-    return centre, np.sqrt(np.clip(second / (total + 1e-16) - centre**2, 0.0, None))
+@dataclass(frozen=True)
+class _Grid:
+    """Of all voxels: positions [V, 7] in mm as _positions has them, and their layers [V]; voxels of each layer [L]."""
+
+    positions: Floats
+    layer_of_voxel: NDArray[np.int16]
+    voxels_per_layer: NDArray[np.int64]
+
+    @staticmethod
+    def of(geometry: CylindricalGeometry) -> _Grid:
+        """The voxels of this geometry."""
+        layers = np.repeat(np.arange(geometry.n_layers, dtype=np.int16), geometry.voxels_per_layer)
+        return _Grid(_positions(geometry), layers, geometry.voxels_per_layer)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """What is measured in each layer: energy and sparsity [B, L], centres and widths in eta, phi and r [3, B, L]."""
+
+    energy: Floats
+    sparsity: Floats
+    centres: Floats
+    widths: Floats
+
+    @staticmethod
+    def empty(showers: int, layers: int) -> _Layers:
+        """Of showers without energy."""
+        shape = showers, layers
+        return _Layers(np.zeros(shape), np.ones(shape), np.zeros((3, *shape)), np.zeros((3, *shape)))
+
+    def fill(self, showers: slice, voxels: Voxels, grid: _Grid) -> None:
+        """Measure the layers with energy of these showers."""
+        from scipy.sparse import csr_matrix
+
+        layers = grid.layer_of_voxel[voxels.numbers]
+        # voxels are in the order of showers and layers: a new group starts where either changes
+        new = np.ones(len(layers), np.bool_)
+        np.not_equal(layers[1:], layers[:-1], out=new[1:])
+        new[voxels.offsets[voxels.offsets < len(layers)]] = True
+        starts = np.flatnonzero(new)
+        place = np.searchsorted(voxels.offsets, starts, side="right") - 1, layers[starts]
+        pointers = np.append(starts, len(layers)).astype(np.int32)
+        # a row per group: its product with the positions is all sums over the group's voxels at once
+        energies = csr_matrix(
+            (voxels.energy.astype(np.float64), voxels.numbers, pointers), shape=(len(starts), len(grid.positions))
+        )
+        sums = np.ascontiguousarray((energies @ grid.positions).T)
+        self.energy[showers][place] = sums[0]
+        self.sparsity[showers][place] = 1.0 - np.diff(pointers) / grid.voxels_per_layer[place[1]]
+        total = sums[0] + 1e-16
+        for axis in range(3):
+            centre = sums[1 + 2 * axis] / total
+            self.centres[axis, showers][place] = centre
+            width = np.sqrt(np.clip(sums[2 + 2 * axis] / total - centre**2, 0.0, None))
+            self.widths[axis, showers][place] = width
 
 
 def _positions(geometry: CylindricalGeometry) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from foundation.data.formats.units import unit_factor
 from foundation.data.geometry import CylindricalGeometry, inside, n_voxels
 from foundation.data.point_clouds import PointClouds
+from foundation.data.ragged import to_offsets
 from foundation.errors import DataError
 from foundation.evaluate.calochallenge.settings import Settings
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int32]
 
-HITS_PER_CHUNK = 300_000
+HITS_PER_CHUNK = 100_000
+"""Few enough that what is made of them stays in the cache: that makes a factor of two."""
 SMALLEST_ENERGY_MEV = 1e-30
 """Empty voxels have no energy, whatever the threshold."""
 
@@ -31,15 +34,14 @@ SMALLEST_ENERGY_MEV = 1e-30
 class Voxels:
     """The voxels with energy of B showers.
 
-    owners: shower of each voxel [N], rising; numbers: its number in the geometry [N], rising within a shower
-    energy: float32 [N], MeV, as the hits have it
-    count:  B
+    numbers: of the voxels in the geometry [N], rising within a shower
+    energy:  float32 [N], MeV, as the hits have it
+    offsets: shower i has the voxels offsets[i] to offsets[i + 1], [B + 1]
     """
 
-    owners: NDArray[np.int64]
     numbers: Integers
     energy: NDArray[np.float32]
-    count: int
+    offsets: NDArray[np.int64]
 
 
 def chunks(clouds: PointClouds, hits: int = HITS_PER_CHUNK) -> Iterator[PointClouds]:
@@ -64,13 +66,15 @@ def voxels_of(clouds: PointClouds, settings: Settings) -> Voxels:
 
     Raises DataError for a hit outside the geometry or an energy that is not finite.
     """
-    numbers, owners, energy = _numbers(clouds, settings.geometry), clouds.owners, _energy(clouds)
-    if not _rising(numbers, clouds.offsets):
-        owners, numbers, energy = _added(owners, numbers, energy, n_voxels(settings.geometry))
-    kept = energy >= np.float32(max(settings.threshold_mev, SMALLEST_ENERGY_MEV))
-    if not kept.all():
-        owners, numbers, energy = owners[kept], numbers[kept], energy[kept]
-    return Voxels(owners, numbers, energy, len(clouds))
+    voxels = Voxels(_numbers(clouds, settings.geometry), _energy(clouds), clouds.offsets)
+    if not _rising(voxels.numbers, voxels.offsets):
+        voxels = _added(voxels, clouds.owners, n_voxels(settings.geometry))
+    threshold = np.float32(max(settings.threshold_mev, SMALLEST_ENERGY_MEV))
+    if voxels.energy.min(initial=np.inf) >= threshold:
+        return voxels
+    kept = voxels.energy >= threshold
+    lost_before = np.searchsorted(np.flatnonzero(~kept), voxels.offsets)
+    return Voxels(voxels.numbers[kept], voxels.energy[kept], voxels.offsets - lost_before)
 
 
 def voxel_matrix(clouds: PointClouds, settings: Settings) -> csr_matrix:
@@ -78,8 +82,7 @@ def voxel_matrix(clouds: PointClouds, settings: Settings) -> csr_matrix:
     from scipy.sparse import csr_matrix
 
     parts = [voxels_of(chunk, settings) for chunk in chunks(clouds)]
-    counts = [np.bincount(part.owners, minlength=part.count) for part in parts]
-    pointers = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts]))])
+    pointers = to_offsets(np.concatenate([np.zeros(0, np.int64), *(np.diff(part.offsets) for part in parts)]))
     energy = np.concatenate([np.zeros(0, np.float32), *(part.energy for part in parts)])
     numbers = np.concatenate([np.zeros(0, np.int32), *(part.numbers for part in parts)])
     return csr_matrix((energy, numbers, pointers), shape=(len(clouds), n_voxels(settings.geometry)))
@@ -109,26 +112,41 @@ def _energy(clouds: PointClouds) -> NDArray[np.float32]:
     return energy if factor == 1.0 else energy * np.float32(factor)
 
 
+@dataclass(frozen=True)
+class _Numbering:
+    """How voxels of a geometry are counted: cells of its layers, [L] each, and the largest of them."""
+
+    sectors: Integers
+    rings: Integers
+    first: Integers
+    largest: tuple[int, int, int]
+    regular: bool
+
+
+@lru_cache(maxsize=8)
+def _numbering(geometry: CylindricalGeometry) -> _Numbering:
+    """Kept, as a chunk is worked off in less time than this takes."""
+    sectors, rings = geometry.alpha_bins.astype(np.int32), geometry.r_bins.astype(np.int32)
+    first = np.concatenate([[0], np.cumsum(geometry.voxels_per_layer)[:-1]]).astype(np.int32)
+    largest = geometry.n_layers - 1, int(sectors.max()) - 1, int(rings.max()) - 1
+    return _Numbering(sectors, rings, first, largest, geometry.regular_shape is not None)
+
+
 def _numbers(clouds: PointClouds, geometry: CylindricalGeometry) -> Integers:
     """Voxel number of every hit [N]."""
+    cells = _numbering(geometry)
     columns = [np.ascontiguousarray(clouds.feature(name)) for name in geometry.axes]  # each is read several times
-    for values, most in zip(columns, _largest(geometry), strict=True):
+    for values, most in zip(columns, cells.largest, strict=True):
         within = values.min(initial=0) >= 0 and values.max(initial=0) <= most
         if not within or not np.array_equal(np.trunc(values), values):
             _refuse(clouds, geometry)
     layer, alpha, r = (values.astype(np.int32) for values in columns)
-    if geometry.regular_shape is not None:
-        _, sectors, rings = geometry.regular_shape
-        return (layer * np.int32(sectors) + alpha) * np.int32(rings) + r
-    rings_here = geometry.r_bins.astype(np.int32)[layer]
-    if not (np.all(alpha < geometry.alpha_bins.astype(np.int32)[layer]) and np.all(r < rings_here)):
+    if cells.regular:
+        return (layer * cells.sectors[0] + alpha) * cells.rings[0] + r
+    rings_here = cells.rings[layer]
+    if not (np.all(alpha < cells.sectors[layer]) and np.all(r < rings_here)):
         _refuse(clouds, geometry)
-    first = np.concatenate([[0], np.cumsum(geometry.voxels_per_layer)[:-1]]).astype(np.int32)
-    return first[layer] + alpha * rings_here + r
-
-
-def _largest(geometry: CylindricalGeometry) -> tuple[int, int, int]:
-    return geometry.n_layers - 1, int(geometry.alpha_bins.max()) - 1, int(geometry.r_bins.max()) - 1
+    return cells.first[layer] + alpha * rings_here + r
 
 
 def _refuse(clouds: PointClouds, geometry: CylindricalGeometry) -> None:
@@ -149,13 +167,12 @@ def _rising(numbers: Integers, offsets: NDArray[np.int64]) -> bool:
     return bool(rises.all())
 
 
-def _added(
-    owners: NDArray[np.int64], numbers: Integers, energy: NDArray[np.float32], voxels: int
-) -> tuple[NDArray[np.int64], Integers, NDArray[np.float32]]:
+def _added(voxels: Voxels, owners: NDArray[np.int64], of_geometry: int) -> Voxels:
     """Voxels in rising order, each once, with the sum of the energies in it."""
-    key = owners * voxels + numbers
+    key = owners * of_geometry + voxels.numbers
     order = np.argsort(key, kind="stable")
     key = key[order]
     first = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
-    total = np.add.reduceat(energy[order].astype(np.float64), first)
-    return key[first] // voxels, (key[first] % voxels).astype(np.int32), total.astype(np.float32)
+    total = np.add.reduceat(voxels.energy[order].astype(np.float64), first)
+    counts = np.bincount(key[first] // of_geometry, minlength=len(voxels.offsets) - 1)
+    return Voxels((key[first] % of_geometry).astype(np.int32), total.astype(np.float32), to_offsets(counts))
