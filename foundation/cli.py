@@ -21,7 +21,7 @@ from foundation.checkpoint_cli import add_checkpoint_commands
 from foundation.console import is_main_process, say
 from foundation.data_cli import add_data_commands, dataset_rows
 from foundation.errors import FoundationError
-from foundation.evaluate_cli import add_evaluate_commands
+from foundation.evaluate_cli import add_evaluate_commands, with_action
 from foundation.plan_cli import add_plan_command
 from foundation.shards_cli import add_shards_commands
 from foundation.vocabulary_cli import add_vocabulary_commands
@@ -43,6 +43,7 @@ examples:
   foundation plan my.yaml --gpus 64 --nodes 8   memory, time and GPU-hours of a training, before it is run
   foundation data --help                        read, check, plot, import and write files of datasets
   foundation shards --help                      look at, check, merge and plan with tokenised data
+  foundation evaluate test.h5 made.h5 --card jetclass   objects of any generator against truth, with a report
   foundation evaluate tokenizer --help          what tokenizers lose, in tables, figures and a report
   foundation vocabulary --help                  look at, compare and grow the ids of models
   foundation checkpoint --help                  list checkpoints, make a model of one
@@ -69,7 +70,7 @@ class Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(with_action(sys.argv[1:] if arguments is None else arguments))
     return exit_code(lambda: options.command(options))
 
 

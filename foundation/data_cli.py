@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -227,24 +226,12 @@ def _plot(options: argparse.Namespace) -> int:
 
 def first_objects(card: DatasetCard, paths: Sequence[Path], wanted: int) -> PointClouds:
     """The first objects of the files, as many of each; objects that are wrong are left out and named."""
-    from foundation.data.formats.read_report import ReadReport
-    from foundation.data.formats.reading import open_file
-    from foundation.data.point_clouds import PointClouds
+    from foundation.data.formats.reading import read_first
 
-    parts, report, left = [], ReadReport(), wanted
-    for number, path in enumerate(paths):
-        share = math.ceil(left / (len(paths) - number))
-        with open_file(card, path) as file:
-            for part in file.ranges():
-                if part.start < share:
-                    clouds, seen = file.read(part.start, min(part.stop, share), on_bad="skip")
-                    parts.append(clouds)
-                    report, left = report + seen, left - len(clouds)
+    clouds, report = read_first(card, paths, wanted)
     for line in report.lines():
         say(line)
-    if not parts:
-        raise DataError(f"{paths[0]}: holds no objects to plot")
-    return PointClouds.concatenate(parts)
+    return clouds
 
 
 def _import(options: argparse.Namespace) -> int:

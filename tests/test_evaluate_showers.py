@@ -130,5 +130,5 @@ def test_comparison_and_display_of_rings_and_of_positions(kind: str) -> None:
     rows = {row.observable: row for row in result.rows if row.group == "all"}
     assert not any(row.problem for row in rows.values())
     assert np.isfinite(rows["cog_x"].w1) and np.isfinite(rows["radial_profile"].w1)
-    picture = shower_picture(result)
+    picture = shower_picture({"generated": result})
     assert picture.caption.endswith("x, y in mm.")

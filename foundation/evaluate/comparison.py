@@ -18,24 +18,14 @@ from foundation.data.cards import DatasetCard, Geometry
 from foundation.data.point_clouds import PointClouds
 from foundation.errors import DataError
 from foundation.evaluate import metrics
+from foundation.evaluate.grouping import MINIMUM, Split, by_class, by_energy, random_split
 from foundation.evaluate.jets import jet_observables
 from foundation.evaluate.metrics import Floats, Measurement
 from foundation.evaluate.observables import JET_OBSERVABLES, SHOWER_OBSERVABLES, Observable
 from foundation.evaluate.showers import Profile, shower_observables, shower_profiles
 
-MINIMUM = 20
-"""Objects per half below which no distance is quoted."""
 SPLITS = 5
 NAN = float("nan")
-
-
-@dataclass(frozen=True)
-class Split:
-    """One random split of a group, as indices of truth (a, b) and generated objects, n each."""
-
-    a: NDArray[np.int64]
-    b: NDArray[np.int64]
-    generated: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -46,6 +36,7 @@ class Row:
     relative_difference:            (generated - truth) / truth of the medians; NaN where the observable is signed
     w1, w1_error, floor, ratio:     Wasserstein-1 distance in `unit` (hit energy: decades), see the module's head
     separation, separation_floor:   separation power, the same way
+    separation_error, floor_error, separation_floor_error: bootstrap error, and standard deviations over the splits
     truth_missing, generated_missing: objects of the group without a value (NaN); they enter nothing else
     problem:                        why there are no numbers, else empty
     """
@@ -66,6 +57,9 @@ class Row:
     truth_missing: int = 0
     generated_missing: int = 0
     problem: str = ""
+    separation_error: float = NAN
+    floor_error: float = NAN
+    separation_floor_error: float = NAN
 
 
 @dataclass(frozen=True)
@@ -129,13 +123,13 @@ def compare(
     profiles: tuple[Sequence[Profile], Sequence[Profile]] = ((), ())
     if card.domain == "jet":
         values = jet_observables(truth), jet_observables(generated)
-        members = _classes(truth, generated, card)
+        members = by_class(truth, generated, card)
     else:
         if card.geometry is None:
             raise DataError(f"{card.name}: showers are compared in a geometry, and the dataset card has none")
         values = shower_observables(truth, card.geometry), shower_observables(generated, card.geometry)
         profiles = shower_profiles(truth, card.geometry), shower_profiles(generated, card.geometry)
-        members = _energy_bins(truth, generated, energy_bins)
+        members = by_energy(truth, generated, energy_bins)
         notes += _conditioning_notes(truth, generated)
     observables = tuple(o for o in observables if o.name in values[0] and o.name in values[1])
 
@@ -148,16 +142,13 @@ def compare(
     groups: list[Group] = []
     rows: list[Row] = []
     for number, (name, (in_truth, in_generated)) in enumerate(members.items()):
-        n = min(len(in_truth) // 2, len(in_generated))
-        if n < MINIMUM:
-            problem = (
-                f"{len(in_truth)} truth and {len(in_generated)} generated objects; "
-                f"at least {2 * MINIMUM} and {MINIMUM} are needed"
-            )
-            rows += [Row(name, o.name, o.unit, n, problem=problem) for o in observables]
-            notes.append(f"{name}: not compared, {problem}.")
+        sizes = len(in_truth), len(in_generated)
+        try:
+            splits = [random_split(*sizes, [seed, number, k]) for k in range(SPLITS)]
+        except DataError as error:
+            rows += [Row(name, o.name, o.unit, min(sizes[0] // 2, sizes[1]), problem=str(error)) for o in observables]
+            notes.append(f"{name}: not compared, {error}.")
             continue
-        splits = _splits(n, len(in_truth), len(in_generated), [seed, number])
         groups.append(_group(name, values, profiles, in_truth, in_generated, observables, splits[0]))
         rows += _group_rows(groups[-1], observables, splits, seed)
     if not groups:
@@ -175,35 +166,6 @@ def compare(
     )  # fmt: skip
 
 
-Members = dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
-
-
-def _classes(truth: PointClouds, generated: PointClouds, card: DatasetCard) -> Members:
-    """Objects per class of the card; all in one group where the card has none."""
-    if not card.classes:
-        return {"all": (np.arange(len(truth)), np.arange(len(generated)))}
-    return {
-        name: (np.flatnonzero(truth.labels == k), np.flatnonzero(generated.labels == k))
-        for k, name in enumerate(card.classes)
-    }
-
-
-def _energy_bins(truth: PointClouds, generated: PointClouds, bins: int) -> Members:
-    """All showers, then those per bin of incident energy with equal numbers of truth showers."""
-    members: Members = {"all": (np.arange(len(truth)), np.arange(len(generated)))}
-    if "incident_energy" not in truth.condition_names or "incident_energy" not in generated.condition_names:
-        return members
-    energies = truth.condition("incident_energy"), generated.condition("incident_energy")
-    known = energies[0][np.isfinite(energies[0])]
-    edges = np.unique(np.round(np.quantile(known, np.linspace(0, 1, bins + 1)), 1)) if len(known) else np.zeros(0)
-    for k in range(len(edges) - 1 if len(edges) > 2 else 0):
-        low = -np.inf if k == 0 else edges[k]
-        high = np.inf if k == len(edges) - 2 else edges[k + 1]
-        inside = [np.flatnonzero((e >= low) & (e < high)) for e in energies]
-        members[f"{edges[k]:g}-{edges[k + 1]:g} GeV"] = (inside[0], inside[1])
-    return members
-
-
 def _conditioning_notes(truth: PointClouds, generated: PointClouds) -> list[str]:
     """A warning when truth and generated showers were not asked for at the same incident energies."""
     if "incident_energy" not in truth.condition_names or "incident_energy" not in generated.condition_names:
@@ -215,15 +177,6 @@ def _conditioning_notes(truth: PointClouds, generated: PointClouds) -> list[str]
         f"The incident energies differ (median {medians[0]:.3g} GeV of truth, {medians[1]:.3g} GeV of generated): "
         "read the bins of incident energy, not the inclusive rows."
     ]
-
-
-def _splits(n: int, n_truth: int, n_generated: int, seed: list[int]) -> list[Split]:
-    splits = []
-    for k in range(SPLITS):
-        rng = np.random.default_rng([*seed, k])
-        order = rng.permutation(n_truth)
-        splits.append(Split(order[:n], order[n : 2 * n], rng.permutation(n_generated)[:n]))
-    return splits
 
 
 def _group(
@@ -298,7 +251,7 @@ def _observable_row(group: Group, splits: Sequence[Split], seed: int, observable
         return (
             metrics.wasserstein(a, g, seed, resamplings),
             metrics.wasserstein(a, b, seed, 0),
-            metrics.separation_power(a, g, edges, seed, 0),
+            metrics.separation_power(a, g, edges, seed, resamplings),
             metrics.separation_power(a, b, edges, seed, 0),
         )
 
@@ -347,7 +300,9 @@ def _row(
     missing: tuple[int, int],
 ) -> Row:
     measured = [distances(split, metrics.RESAMPLINGS if k == 0 else 0) for k, split in enumerate(splits)]
-    w1, floor, separation, separation_floor = (float(np.mean([m[k].value for m in measured])) for k in range(4))
+    values = np.array([[m[k].value for k in range(4)] for m in measured])
+    w1, floor, separation, separation_floor = (float(v) for v in values.mean(0))
+    spread = values.std(0, ddof=1)
     truth, generated = medians
     return Row(
         group, name, unit, len(splits[0].a), truth, generated,
@@ -358,6 +313,9 @@ def _row(
         ratio=w1 / floor if floor > 0 else (1.0 if w1 == 0 else NAN),
         separation=separation,
         separation_floor=separation_floor,
+        separation_error=measured[0][2].error,
+        floor_error=float(spread[1]),
+        separation_floor_error=float(spread[3]),
         truth_missing=missing[0],
         generated_missing=missing[1],
     )  # fmt: skip

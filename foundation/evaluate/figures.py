@@ -18,14 +18,22 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 """Okabe and Ito's palette: told apart by readers with any colour vision."""
 
 
+MODELS = (GENERATED, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = "o^vDP*"
+
+
 @dataclass(frozen=True)
 class Picture:
-    """A finished figure. `wide` ones have panels side by side and scroll on a narrow screen."""
+    """A finished figure. `wide` ones have panels side by side and scroll on a narrow screen.
+
+    panel: the tab of a report that it belongs to, named as in `scores.Score`
+    """
 
     name: str
     caption: str
     png: bytes
     wide: bool = False
+    panel: str = "distributions"
 
 
 @contextmanager
@@ -52,11 +60,17 @@ def style() -> Iterator[None]:
         "figure.dpi": 120.0,
         "savefig.dpi": 120.0,
         "savefig.bbox": None,
+        "pdf.fonttype": 42,  # TrueType inside the file: editors and journals take it, unlike Type 3
         "lines.linewidth": 1.4,
     }
     look: dict[str, Any] = {**mplhep.style.ROOT, **ours}
     with matplotlib.rc_context(look):  # type: ignore[arg-type,unused-ignore]
         yield
+
+
+def model_look(number: int) -> tuple[str, str]:
+    """Colour and marker of the model of this number, the same in all figures."""
+    return MODELS[number % len(MODELS)], MARKERS[number % len(MARKERS)]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -76,12 +90,18 @@ def place(figure: Figure, left: float, bottom: float, width: float, height: floa
 
 
 def finish(
-    figure: Figure, name: str, caption: str, folder: Path | None = None, pdf: bool = False, wide: bool = False
+    figure: Figure,
+    name: str,
+    caption: str,
+    folder: Path | None = None,
+    pdf: bool = False,
+    wide: bool = False,
+    panel: str = "distributions",
 ) -> Picture:
     """The figure as PNG bytes; with a folder also as NAME.png there, and NAME.pdf if asked for."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    picture = Picture(name, caption, buffer.getvalue(), wide)
+    picture = Picture(name, caption, buffer.getvalue(), wide, panel)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         contents = {"png": picture.png}

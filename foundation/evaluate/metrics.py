@@ -190,11 +190,18 @@ def _auc_error(auc: float, n_signal: int, n_background: int) -> float:
     return float(np.sqrt(max(variance, 0.0) / (n_signal * n_background)))
 
 
-def _rejection(signal: Floats, background: Floats, efficiency: float, n_background: int) -> Measurement:
-    # where the background grows at the wanted signal efficiency, the least background counts: the first point at it
+def background_at(signal: Floats, background: Floats, efficiency: float) -> float:
+    """Background efficiency at this signal efficiency above 0: along a ROC curve from (0, 0), straight between points.
+
+    Where the background grows at the wanted signal efficiency, the least background counts: the first point at it.
+    """
     above = int(np.searchsorted(signal, efficiency))
     share = (efficiency - signal[above - 1]) / (signal[above] - signal[above - 1])
-    kept = float(background[above - 1] + share * (background[above] - background[above - 1]))
+    return float(background[above - 1] + share * (background[above] - background[above - 1]))
+
+
+def _rejection(signal: Floats, background: Floats, efficiency: float, n_background: int) -> Measurement:
+    kept = background_at(signal, background, efficiency)
     if kept * n_background < 1e-9:
         return Measurement(float(n_background), float("nan"), limit=True)
     return Measurement(1 / kept, float(np.sqrt((1 - kept) / (n_background * kept)) / kept))

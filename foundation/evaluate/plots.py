@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foundation.evaluate.comparison import Comparison, Group
-from foundation.evaluate.figures import FLOOR, GENERATED, SERIES, TRUTH, Picture, finish, new_figure, place, style
+from foundation.evaluate.figures import FLOOR, SERIES, TRUTH, Picture, finish, model_look, new_figure, place, style
 from foundation.evaluate.metrics import ClassifierScores, Floats
 from foundation.evaluate.observables import Observable
-from foundation.evaluate.showers import MEV_PER_GEV, Profile
+from foundation.evaluate.showers import MEV_PER_GEV
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+FLOOR_LABEL = "truth vs truth"
+BAND = (
+    "The blue band is where the ratio of two samples of truth of this size lies in 68 % of the bins; the dotted line "
+    "is such a second sample."
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One distribution: truth, the other half of the truth (floor), generated; n objects each."""
+    """One distribution: truth, the other half of the truth (floor), and what every model generated."""
 
     title: str
     x_label: str
@@ -39,20 +46,22 @@ class Panel:
     edges: Floats
     truth: Curve
     floor: Curve
-    generated: Curve
+    generated: Mapping[str, Curve]
     log_x: bool = False
     log_y: bool = False
-    outside: float = 0.0
-    """Share of generated objects outside of the bins drawn."""
+    outside: Mapping[str, float] = field(default_factory=dict)
+    """Share of the objects of a model outside of the bins drawn."""
 
 
-def observable_panel(group: Group, observable: Observable) -> Panel:
-    """Normalised distribution of one observable in one group; what is outside the bins stays in the normalisation."""
-    edges = group.edges[observable.name]
-    truth, generated = group.truth[observable.name], group.generated[observable.name]
-    kept = generated[group.split.generated]
-    kept = kept[np.isfinite(kept)]
-    inside = (kept >= edges[0]) & (kept <= edges[-1])
+def observable_panel(groups: Mapping[str, Group], observable: Observable) -> Panel:
+    """Normalised distribution of one observable in one group; what is outside the bins stays in the normalisation.
+
+    groups: of every model, the first one's truth and bins are drawn
+    """
+    name, group = observable.name, next(iter(groups.values()))
+    edges, truth = group.edges[name], group.truth[name]
+    kept = {model: other.generated[name][other.split.generated] for model, other in groups.items()}
+    kept = {model: values[np.isfinite(values)] for model, values in kept.items()}
     return Panel(
         group.name,
         observable.axis,
@@ -60,16 +69,22 @@ def observable_panel(group: Group, observable: Observable) -> Panel:
         edges,
         _density(truth[group.split.a], edges),
         _density(truth[group.split.b], edges),
-        _density(kept, edges),
-        outside=float(1 - inside.mean()) if len(kept) else 0.0,
+        {model: _density(values, edges) for model, values in kept.items()},
+        outside={model: _outside(values, edges) for model, values in kept.items()},
     )
 
 
-def profile_panel(group: Group, truth: Profile, generated: Profile) -> Panel:
+def _outside(values: Floats, edges: Floats) -> float:
+    return float(((values < edges[0]) | (values > edges[-1])).mean()) if len(values) else 0.0
+
+
+def profile_panel(groups: Mapping[str, Group], name: str) -> Panel:
     """Mean of a profile over the showers of a group, with the error of the mean."""
+    group = next(iter(groups.values()))
+    truth = group.truth_profiles[name]
     a, b = truth.per_shower[group.split.a], truth.per_shower[group.split.b]
-    g = generated.per_shower[group.split.generated]
-    used = np.flatnonzero((a.sum(0) > 0) | (g.sum(0) > 0))
+    made = {m: other.generated_profiles[name].per_shower[other.split.generated] for m, other in groups.items()}
+    used = np.flatnonzero(sum((g.sum(0) for g in made.values()), a.sum(0)) > 0)
     first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, len(truth.edges) - 1)
     unit = "" if truth.axis_unit == truth.axis_label else f" [{truth.axis_unit}]"
     return Panel(
@@ -79,7 +94,7 @@ def profile_panel(group: Group, truth: Profile, generated: Profile) -> Panel:
         truth.edges[first : last + 1],
         _mean(a[:, first:last]),
         _mean(b[:, first:last]),
-        _mean(g[:, first:last]),
+        {model: _mean(g[:, first:last]) for model, g in made.items()},
         log_x=truth.log_axis,
         log_y=truth.log_values,
     )
@@ -98,57 +113,60 @@ def _mean(per_object: Floats) -> Curve:
     return Curve(per_object.mean(0), per_object.std(0, ddof=1) / np.sqrt(len(per_object)))
 
 
-def draw_panels(panels: Sequence[Panel]) -> Figure:
-    """Panels side by side, each with the ratio to truth below. Call inside `style()`."""
+def draw_panels(panels: Sequence[Panel], models: Sequence[str]) -> Figure:
+    """Panels side by side, each with the ratio to truth below; `models` gives the colours. Call inside `style()`."""
     figure = new_figure(3.9 * len(panels), 4.3)
     for k, panel in enumerate(panels):
         main = place(figure, 3.9 * k + 0.72, 1.4, 3.05, 2.6)
         ratio = place(figure, 3.9 * k + 0.72, 0.5, 3.05, 0.8)
-        _draw_panel(main, ratio, panel)
+        _draw_panel(main, ratio, panel, models)
         main.set_xlim(ratio.get_xlim())
         main.tick_params(labelbottom=False)
     return figure
 
 
-def _draw_panel(main: Axes, ratio: Axes, panel: Panel) -> None:
+def _draw_panel(main: Axes, ratio: Axes, panel: Panel, models: Sequence[str]) -> None:
     import mplhep
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-    edges, truth, generated = panel.edges, panel.truth, panel.generated
+    edges, truth, floor = panel.edges, panel.truth, panel.floor
     main.stairs(truth.values, edges, fill=True, color=TRUTH, alpha=0.18, lw=0)
     mplhep.histplot(truth.values, edges, ax=main, color=TRUTH, label="truth", yerr=False)
     _band(main, edges, truth.values - truth.errors, truth.values + truth.errors)
-    mplhep.histplot(panel.floor.values, edges, ax=main, color=FLOOR, ls=":", label="truth, other half", yerr=False)
-    mplhep.histplot(generated.values, edges, ax=main, color=GENERATED, label="generated", yerr=generated.errors)
 
     def relative(values: Floats) -> Floats:
         return np.divide(values, truth.values, out=np.full_like(values, np.nan), where=truth.values > 0)
 
-    spread = relative(truth.errors)
-    _band(ratio, edges, 1 - spread, 1 + spread)
+    spread = relative(np.hypot(truth.errors, floor.errors))
+    ratio.stairs(1 + spread, edges, baseline=1 - spread, fill=True, color=FLOOR, alpha=0.25, lw=0)
     ratio.axhline(1.0, color=TRUTH, lw=0.8)
-    ratio.stairs(relative(panel.floor.values), edges, color=FLOOR, ls=":", baseline=None)
+    ratio.stairs(relative(floor.values), edges, color=FLOOR, ls=":", baseline=None, label=FLOOR_LABEL)
     centres = np.sqrt(edges[1:] * edges[:-1]) if panel.log_x else (edges[1:] + edges[:-1]) / 2
-    ratio.errorbar(
-        centres, relative(generated.values), relative(generated.errors),
-        fmt="o", ms=2.5, lw=1, color=GENERATED,
-    )  # fmt: skip
+    for model, curve in panel.generated.items():
+        colour, marker = model_look(models.index(model))
+        mplhep.histplot(curve.values, edges, ax=main, color=colour, label=model, yerr=curve.errors)
+        values, errors = relative(curve.values), relative(curve.errors)
+        ratio.errorbar(centres, values, errors, fmt=marker, ms=2.5, lw=1, color=colour)
     ratio.set(ylim=(0.4, 1.6), xlabel=panel.x_label, ylabel="ratio", xlim=(edges[0], edges[-1]))
     main.set_ylabel(panel.y_label)
     main.set_title(panel.title, loc="left")
+    curves = [truth, *panel.generated.values()]
     if panel.log_x:
         main.set_xscale("log")
         ratio.set_xscale("log")
     if panel.log_y:
-        positive = np.concatenate([c.values[c.values > 0] for c in (truth, generated)])
+        positive = np.concatenate([c.values[c.values > 0] for c in curves])
         main.set_yscale("log")
         if len(positive):
             main.set_ylim(max(positive.min(), positive.max() * 1e-5) / 2, positive.max() * 12)
     else:
-        main.set_ylim(0, 1.45 * max(float(c.values.max()) for c in (truth, panel.floor, generated)) or 1)
-    main.legend(loc="upper right", labelspacing=0.2)
-    if panel.outside > 0.01:
-        note = f"{panel.outside:.0%} of generated\noutside"
-        main.text(0.03, 0.97, note, transform=main.transAxes, va="top", fontsize=8)
+        main.set_ylim(0, 1.45 * max(float(c.values.max()) for c in curves) or 1)
+    handles, labels = main.get_legend_handles_labels()
+    band = (Patch(facecolor=FLOOR, alpha=0.25, lw=0), Line2D([], [], color=FLOOR, ls=":"))
+    main.legend([*handles, band], [*labels, FLOOR_LABEL], loc="upper right", labelspacing=0.2)
+    notes = [f"outside: {share:.0%} of {model}" for model, share in panel.outside.items() if share > 0.01]
+    main.text(0.03, 0.97, "\n".join(notes), transform=main.transAxes, va="top", fontsize=8)
 
 
 def _band(axes: Axes, edges: Floats, low: Floats, high: Floats) -> None:
@@ -157,57 +175,80 @@ def _band(axes: Axes, edges: Floats, low: Floats, high: Floats) -> None:
     )
 
 
-def distribution_pictures(comparison: Comparison, folder: Path | None = None, pdf: bool = False) -> list[Picture]:
+def distribution_pictures(
+    models: Mapping[str, Comparison], folder: Path | None = None, pdf: bool = False
+) -> list[Picture]:
     """Jets: a figure per observable with a panel per class. Showers: observables, centre of gravity, profiles."""
-    by_name = {o.name: o for o in comparison.observables}
-    pictures = []
     with style():
-        if comparison.domain == "jet":
-            for o in comparison.observables:
-                panels = [observable_panel(group, o) for group in comparison.groups if _has(group, o.name)]
-                if panels:
-                    caption = f"{o.name} per class: truth with its statistical uncertainty, generated, and their ratio."
-                    name = f"{comparison.dataset}_{o.name}"
-                    pictures.append(finish(draw_panels(panels), name, caption, folder, pdf, len(panels) > 1))
-            return pictures
-        group = comparison.groups[0]
-        sets = {
-            "energy": (("energy_sum", "hits", "response"), "Visible energy, number of hits, and response"),
-            "gravity": (("cog_layer", "cog_x", "cog_y"), "Energy-weighted centre of gravity"),
-        }
-        for name, (names, caption) in sets.items():
-            panels = [observable_panel(group, by_name[n]) for n in names if n in by_name and _has(group, n)]
-            if panels:
-                caption = f"{caption}; showers: {group.name}."
-                pictures.append(finish(draw_panels(panels), f"{comparison.dataset}_{name}", caption, folder, pdf, True))
-        profiles = [profile_panel(group, p, group.generated_profiles[n]) for n, p in group.truth_profiles.items()]
-        caption = f"Energy per layer and per ring around the axis, spectrum of hit energies; showers: {group.name}."
-        pictures.append(finish(draw_panels(profiles), f"{comparison.dataset}_profiles", caption, folder, pdf, True))
-    return pictures
+        pictures = (_jet_figures if next(iter(models.values())).domain == "jet" else _shower_figures)(models)
+        return [
+            finish(draw_panels(panels, list(models)), n, words, folder, pdf, len(panels) > 1)
+            for n, words, panels in pictures
+        ]
+
+
+def _jet_figures(models: Mapping[str, Comparison]) -> Iterator[tuple[str, str, list[Panel]]]:
+    """Name, caption and panels of each figure."""
+    first = next(iter(models.values()))
+    for o in first.observables:
+        groups = [_same_group(models, group.name, o.name) for group in first.groups]
+        panels = [observable_panel(same, o) for same in groups if same]
+        if panels:
+            words = f"{o.name} per class: truth with its statistical uncertainty, generated, and their ratio. {BAND}"
+            yield f"{first.dataset}_{o.name}", words, panels
+
+
+def _shower_figures(models: Mapping[str, Comparison]) -> Iterator[tuple[str, str, list[Panel]]]:
+    """Name, caption and panels of each figure."""
+    first = next(iter(models.values()))
+    by_name = {o.name: o for o in first.observables}
+    group = first.groups[0]
+    sets = {
+        "energy": (("energy_sum", "hits", "response"), "Visible energy, number of hits, and response"),
+        "gravity": (("cog_layer", "cog_x", "cog_y"), "Energy-weighted centre of gravity"),
+    }
+    for name, (names, caption) in sets.items():
+        chosen = {n: _same_group(models, group.name, n) for n in names if n in by_name}
+        panels = [observable_panel(same, by_name[n]) for n, same in chosen.items() if same]
+        if panels:
+            yield f"{first.dataset}_{name}", f"{caption}; showers: {group.name}. {BAND}", panels
+    same = {model: c.groups[0] for model, c in models.items() if c.groups[0].name == group.name}
+    profiles = [profile_panel(same, name) for name in group.truth_profiles]
+    caption = f"Energy per layer and per ring around the axis, spectrum of hit energies; showers: {group.name}. {BAND}"
+    yield f"{first.dataset}_profiles", caption, profiles
+
+
+def _same_group(models: Mapping[str, Comparison], name: str, observable: str) -> dict[str, Group]:
+    """Every model's group of this name; those without a single value of the observable are left out."""
+    found = {model: group for model, c in models.items() for group in c.groups if group.name == name}
+    return {model: group for model, group in found.items() if _has(group, observable)}
 
 
 def _has(group: Group, name: str) -> bool:
-    return bool(np.isfinite(group.truth[name]).any() and np.isfinite(group.generated[name]).any())
+    known = (group.truth.get(name), group.generated.get(name))
+    return all(values is not None and bool(np.isfinite(values).any()) for values in known)
 
 
-def response_picture(comparison: Comparison, folder: Path | None = None, pdf: bool = False) -> Picture | None:
+def response_picture(models: Mapping[str, Comparison], folder: Path | None = None, pdf: bool = False) -> Picture | None:
     """Visible against incident energy: objects, and medians with the central 68 % in bins. None without a condition."""
-    sides = ((comparison.truth, TRUTH, "truth", "s"), (comparison.generated, GENERATED, "generated", "o"))
-    if any("incident_energy" not in clouds.condition_names for clouds, *_ in sides):
+    first = next(iter(models.values()))
+    sides = [("truth", first.truth, first.groups[0].truth_index, first.groups[0].truth, TRUTH, "s")]
+    for k, (model, c) in enumerate(models.items()):
+        inclusive = c.groups[0]
+        sides.append((model, c.generated, inclusive.generated_index, inclusive.generated, *model_look(k)))
+    if any("incident_energy" not in clouds.condition_names for _, clouds, *_ in sides):
         return None
-    inclusive = comparison.groups[0]
     with style():
         figure = new_figure(4.8, 4.0)
         axes = place(figure, 0.72, 0.55, 3.95, 3.3)
-        known = comparison.truth.condition("incident_energy")
+        known = first.truth.condition("incident_energy")
         edges = np.linspace(float(np.nanmin(known)), float(np.nanmax(known)), 9)
-        for number, (clouds, colour, label, marker) in enumerate(sides):
-            index = inclusive.generated_index if number else inclusive.truth_index
+        for number, (label, clouds, index, values, colour, marker) in enumerate(sides):
             energy = clouds.condition("incident_energy")[index].astype(np.float64)
-            visible = (inclusive.generated if number else inclusive.truth)["energy_sum"]
+            visible = values["energy_sum"]
             axes.plot(energy[:800], visible[:800] / MEV_PER_GEV, ".", ms=1.5, color=colour, alpha=0.5, rasterized=True)
             x, middle, low, high = _binned_medians(energy, visible / MEV_PER_GEV, edges)
-            shift = (number - 0.5) * 0.12 * (edges[1] - edges[0])
+            shift = (number - (len(sides) - 1) / 2) * 0.12 * (edges[1] - edges[0])
             axes.errorbar(
                 x + shift, middle, np.stack([middle - low, high - middle]), fmt=marker, ms=4, color=colour, label=label
             )
@@ -215,7 +256,7 @@ def response_picture(comparison: Comparison, folder: Path | None = None, pdf: bo
         axes.set_ylim(0)
         axes.legend(loc="upper left")
         caption = "Visible against incident energy: showers (dots), medians with the central 68 % per bin."
-        return finish(figure, f"{comparison.dataset}_response", caption, folder, pdf)
+        return finish(figure, f"{first.dataset}_response", caption, folder, pdf, panel="response")
 
 
 def _binned_medians(x: Floats, y: Floats, edges: Floats) -> tuple[Floats, Floats, Floats, Floats]:

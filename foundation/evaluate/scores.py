@@ -40,3 +40,22 @@ class Score:
     n: int = 0
     ideal: float = NAN
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number that somebody published for this dataset, under the same definition as ours: a line of the leaderboard.
+
+    system:      what made the objects, as its authors call it
+    definition, name, group: of the Score that it stands beside
+    value, error: NaN for an error that is not given
+    source:      paper and table, such as "arXiv:2410.21611, table 12"
+    """
+
+    system: str
+    definition: str
+    name: str
+    value: float
+    source: str
+    error: float = NAN
+    group: str = "all"

@@ -11,9 +11,9 @@ import numpy as np
 from foundation.data.cards import DatasetCard
 from foundation.data.point_clouds import PointClouds
 from foundation.errors import DataError
-from foundation.evaluate.evaluation import write_json
 from foundation.evaluate.figures import Picture
 from foundation.evaluate.information import ORIGINAL, InformationLoss, information_loss
+from foundation.evaluate.metrics_file import write_json
 from foundation.evaluate.observables import JET_OBSERVABLES, SHOWER_OBSERVABLES
 from foundation.evaluate.report import RunDescription
 from foundation.evaluate.tokenizer_plots import (

@@ -10,15 +10,8 @@ import numpy as np
 
 from foundation.data.cards import DatasetCard
 from foundation.evaluate.figures import Picture
-from foundation.evaluate.html_parts import (
-    escaped,
-    figures,
-    measured,
-    number,
-    table,
-    table_row,
-    write_page,
-)
+from foundation.evaluate.html.page import Tab, write_page
+from foundation.evaluate.html.parts import details, escaped, figures, measured, number, table, table_row
 from foundation.evaluate.information import ORIGINAL, InformationLoss
 from foundation.evaluate.metrics import Measurement
 from foundation.evaluate.report import RunDescription, run_section
@@ -159,29 +152,25 @@ def write_tokenizer_report(
         heads, rows = information_table(losses)
         parts.append(("information", "Loss of information", _information_words() + _html(heads, rows, left=3)))
     parts.append(
-        ("objects", "Whole objects", figures(pictures["objects"]) + _details(_objects(qualities), "All numbers"))
+        ("objects", "Whole objects", figures(pictures["objects"]) + details("All numbers", _objects(qualities)))
     )
     if any(quality.feature_rows for quality in qualities):
-        content = figures(pictures["features"]) + _details(_features(qualities), "All numbers")
+        content = figures(pictures["features"]) + details("All numbers", _features(qualities))
         parts.append(("features", "Features of the points", content))
     if any(quality.voxels for quality in qualities):
         parts.append(("voxels", "Voxels", _voxels(qualities)))
-    parts.append(("codes", "Codes", figures(pictures["codes"]) + _details(_codes(qualities), "All streams")))
+    parts.append(("codes", "Codes", figures(pictures["codes"]) + details("All streams", _codes(qualities))))
     notes = [f"{q.name}: {note}" for q in qualities for note in (*q.notes, *_outside(q))]
     if notes:
         parts.append(("notes", "Notes", "<ul>" + "".join(f"<li>{escaped(note)}</li>" for note in notes) + "</ul>"))
     parts.append(("run", "What was run", run_section(run)))
     if run.reproduce:
         parts.append(("reproduce", "How to reproduce", f"<pre>{escaped(chr(10).join(run.reproduce))}</pre>"))
-    return write_page(path, run.title, run.summary, parts)
+    return write_page(path, run.title, run.summary, [Tab(*part) for part in parts])
 
 
 def _html(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     return table([escaped(head) for head in heads], [table_row(row) for row in rows], left)
-
-
-def _details(content: str, words: str) -> str:
-    return f"<details><summary>{escaped(words)}</summary>{content}</details>"
 
 
 def _rates(

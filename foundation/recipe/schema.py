@@ -7,11 +7,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from foundation.data.cards import Condition
+from foundation.evaluate.panels.choice import Metric
 from foundation.model.config import TransformerConfig
 from foundation.recipe.mixtures import MixtureSpec
 from foundation.recipe.section import Section
 from foundation.tokens.config import TokenizerConfig
 from foundation.train.config import TrainConfig
+
+Metrics = Literal["quick", "all"] | Annotated[tuple[Literal["quick", "all"] | Metric, ...], Field(min_length=1)]
 
 
 class StageSpec(Section):
@@ -264,14 +267,28 @@ class Generate(StageSpec):
 class Evaluate(StageSpec):
     """Compare generated with held-out objects, score classifiers, and write report.html."""
 
+    version: ClassVar[int] = 2
     kind: Literal["evaluate"]
-    generated: str
-    """The generate stage."""
+    generated: str | tuple[str, ...] = Field(min_length=1)
+    """The generate stage, or several: what they made of one dataset is compared side by side."""
     classifiers: tuple[str, ...] = ()
     """Finetune stages whose test scores are compared."""
+    metrics: Metrics = "quick"
+    """Which metrics: `quick` ones, `all` with the slow ones, or names, see below."""
+    train_objects: int = Field(20_000, ge=1)
+    """Objects of the train split, at most, that the test of memorisation compares with."""
+    pdf: bool = False
+    """Figures as PDF, too."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The generate stages."""
+        return (self.generated,) if isinstance(self.generated, str) else self.generated
 
     def references(self) -> dict[str, str]:
-        return {"generated": self.generated} | {f"classifiers.{i}": c for i, c in enumerate(self.classifiers)}
+        one = isinstance(self.generated, str)
+        generated = {"generated" if one else f"generated.{i}": name for i, name in enumerate(self.models)}
+        return generated | {f"classifiers.{i}": c for i, c in enumerate(self.classifiers)}
 
 
 class InformationSettings(Section):

@@ -4,8 +4,9 @@ was done on the way. Nothing is dropped without being counted.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -264,6 +265,25 @@ def read_file(card: DatasetCard, path: Path, on_bad: str = "error") -> tuple[Poi
     if not parts:
         raise DataError(f"{path}: holds no objects")
     return PointClouds.concatenate([c for c, _ in parts]), sum((r for _, r in parts), ReadReport())
+
+
+def read_first(card: DatasetCard, paths: Sequence[Path], wanted: int) -> tuple[PointClouds, ReadReport]:
+    """The first objects of the files, as many of each, and what was met; objects that are wrong are left out, counted.
+
+    Raises DataError when there are no objects.
+    """
+    parts, report, left = list[PointClouds](), ReadReport(), wanted
+    for number, path in enumerate(paths):
+        share = math.ceil(left / (len(paths) - number))
+        with open_file(card, path) as file:
+            for part in file.ranges():
+                if part.start < share:
+                    clouds, seen = file.read(part.start, min(part.stop, share), on_bad="skip")
+                    parts.append(clouds)
+                    report, left = report + seen, left - len(clouds)
+    if not sum(map(len, parts)):
+        raise DataError(f"{paths[0]}: holds no objects" + (f" ({'; '.join(report.lines()[1:])})" if report.bad else ""))
+    return PointClouds.concatenate(parts), report
 
 
 def with_features(card: DatasetCard, names: tuple[str, ...], ordered: bool = True) -> DatasetCard:

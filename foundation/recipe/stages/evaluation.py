@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 
 import foundation
+from foundation.console import say
+from foundation.data.cards import DatasetCard
 from foundation.data.files import read_point_clouds
+from foundation.data.formats.reading import read_first
+from foundation.data.point_clouds import PointClouds
 from foundation.errors import RecipeError
 from foundation.evaluate.evaluation import ClassifierArm, Evaluation, Sample
 from foundation.evaluate.evaluation import evaluate as evaluate_samples
+from foundation.evaluate.panels.choice import chosen
+from foundation.evaluate.panels.samples import Timing
 from foundation.evaluate.report import RunDescription
 from foundation.evaluate.report import Stage as ReportStage
 from foundation.recipe.artifact import Artifact
@@ -25,46 +31,86 @@ from foundation.recipe.stages.datasets import card_of, read_split
 
 def evaluate(spec: Evaluate, context: StageContext) -> dict[str, Any]:
     """Write metrics.json, figures and report.html, and return the headline numbers."""
-    generated = context.artifact(spec.generated)
-    samples = []
-    for tag, stage in generated.summary["samples"].items():
-        source = context.artifact(stage)
-        samples.append(
-            Sample(card_of(source), read_split(source, "test"), read_point_clouds(generated.folder / f"{tag}.h5"))
-        )
     arms = [_arm(context.artifact(name)) for name in spec.classifiers]
     trained = [a for a in context.artifacts.values() if (a.folder / "metrics.jsonl").is_file()]
     curves = {a.name: _curve(a.folder / "metrics.jsonl") for a in trained}
-    result = evaluate_samples(context.folder, describe_run(context), samples, arms, curves, seed=context.seed)
+    result = evaluate_samples(
+        context.folder, describe_run(context), _samples(spec, context), arms, curves,
+        seed=context.seed, pdf=spec.pdf, metrics=spec.metrics, on_progress=say,
+    )  # fmt: skip
     context.tracker.log_metrics(result.scores, 0)
-    context.tracker.log_artifact(result.report)
-    by_stage = {generated.spec["from"]: {k: v for k, v in result.scores.items() if not _is_of_arm(k, spec)}}
-    for name in spec.classifiers:
-        by_stage[name] = {k.removeprefix(f"{name}."): v for k, v in result.scores.items() if k.startswith(f"{name}.")}
+    for path in (result.report, result.metrics, result.report.parent / "figures"):
+        context.tracker.log_artifact(path)
+    datasets = len({c.dataset for c in result.comparisons})
     return {
         "report": "report.html",
         "metrics": "metrics.json",
-        "scores": by_stage,
+        "scores": _scores_by_stage(spec, context, result),
         "headline": headline(result),
-        "line": f"{len(result.comparisons)} datasets, {len(result.arms)} classifiers"
+        "line": f"{datasets} datasets, {len(spec.models)} models, {len(result.arms)} classifiers"
         + (f", {len(result.problems)} problems: {result.problems[0]}" if result.problems else ""),
     }
+
+
+def _samples(spec: Evaluate, context: StageContext) -> list[Sample]:
+    """What every generate stage made, with its truth: the same object for all stages, as they are compared with it."""
+    wanted = {part.name for part in chosen(spec.metrics)[0]}
+    sources: dict[str, tuple[DatasetCard, PointClouds, PointClouds | None]] = {}
+    samples = []
+    for name in spec.models:
+        generated = context.artifact(name)
+        timings = _timings(generated)
+        for tag, stage in generated.summary["samples"].items():
+            if stage not in sources:
+                source = context.artifact(stage)
+                train = _first_of_train(source, spec.train_objects) if "memorisation" in wanted else None
+                sources[stage] = card_of(source), read_split(source, "test"), train
+            card, truth, train = sources[stage]
+            made = read_point_clouds(generated.folder / f"{tag}.h5")
+            samples.append(Sample(card, truth, made, name, train, timings.get(tag, ())))
+    return samples
+
+
+def _timings(generated: Artifact) -> dict[str, tuple[Timing, ...]]:
+    """How long each sample took; nothing for stages of earlier versions, which did not write it down."""
+    path = generated.folder / "timing.json"
+    if not path.is_file():
+        return {}
+    return {tag: (Timing(**found),) for tag, found in json.loads(path.read_text()).items()}
+
+
+def _first_of_train(source: Artifact, most: int) -> PointClouds | None:
+    """Objects that the model can have been trained on; None where there is no train split."""
+    paths = sorted((source.folder / "train").glob("*.h5"))
+    return read_first(card_of(source), paths, most)[0] if paths else None
+
+
+def _scores_by_stage(spec: Evaluate, context: StageContext, result: Evaluation) -> dict[str, dict[str, float]]:
+    """Headline numbers by the stage that trained the model; of several samples of one model those of the first."""
+    found: dict[str, dict[str, float]] = {}
+    for name in spec.models:
+        found.setdefault(context.artifact(name).spec["from"], result.scores_of(name))
+    for name in spec.classifiers:
+        found[name] = {k.removeprefix(f"{name}."): v for k, v in result.scores.items() if k.startswith(f"{name}.")}
+    return found
 
 
 def headline(result: Evaluation) -> list[str]:
     """A few lines that say how good the models are."""
     lines = []
-    for comparison in result.comparisons:
+    several = len(set(result.models)) > 1
+    for model, comparison in zip(result.models, result.comparisons, strict=True):
+        of = f"{model}: {comparison.dataset}" if several else comparison.dataset
         wanted = ("mass", "multiplicity") if comparison.domain == "jet" else ("response", "hits")
         for row in comparison.rows:
             if row.observable in wanted and not row.problem and (comparison.domain == "jet" or row.group == "all"):
                 unit = "" if row.unit == "1" else f" {row.unit}"
                 lines.append(
-                    f"{comparison.dataset} {row.group}: median {row.observable} {row.generated_median:.4g}{unit} "
+                    f"{of} {row.group}: median {row.observable} {row.generated_median:.4g}{unit} "
                     f"(truth {row.truth_median:.4g}), W1 {row.w1:.3g} (truth against truth {row.floor:.3g})"
                 )
         for group, (truth, made) in comparison.peaks.items():
-            lines.append(f"{comparison.dataset} {group}: mass peak {made.value:.0f} GeV (truth {truth.value:.0f})")
+            lines.append(f"{of} {group}: mass peak {made.value:.0f} GeV (truth {truth.value:.0f})")
     for arm in result.arms:
         if arm.scores is not None:
             lines.append(
@@ -72,10 +118,6 @@ def headline(result: Evaluation) -> list[str]:
                 f"+- {arm.scores.accuracy.error:.4f}, AUC {arm.scores.auc.value:.4f}"
             )
     return lines
-
-
-def _is_of_arm(name: str, spec: Evaluate) -> bool:
-    return any(name.startswith(f"{arm}.") for arm in spec.classifiers)
 
 
 def _arm(artifact: Artifact) -> ClassifierArm:
@@ -86,7 +128,10 @@ def _arm(artifact: Artifact) -> ClassifierArm:
         labels, scores = found["labels"], found["scores"]
     classes = artifact.summary["classes"]
     task = f"{classes[-1]} against {', '.join(classes[:-1])}"
-    return ClassifierArm(artifact.name, task, artifact.summary["labels"], labels == len(classes) - 1, scores[:, -1])
+    return ClassifierArm(
+        artifact.name, task, artifact.summary["labels"], labels == len(classes) - 1, scores[:, -1],
+        ",".join(artifact.summary["datasets"]), tuple(classes), labels, scores,
+    )  # fmt: skip
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

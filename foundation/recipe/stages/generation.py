@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from foundation.recipe.stages.datasets import read_split
 from foundation.recipe.stages.models import model_folder
 from foundation.tokens.kinds import load_tokenizer
 
+TIMING = "timing.json"
+"""How long each sample took, for the evaluation: tag -> objects, seconds, batch, device."""
+
 
 def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
     """Generate every sample of the recipe into `TAG.h5`."""
@@ -31,6 +35,7 @@ def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone, model = load_backbone(home, device)
     reports: dict[str, dict[str, int]] = {}
+    timings: dict[str, dict[str, Any]] = {}
     for sample in spec.samples:
         tag = context.artifact(sample.truth).summary["tag"]
         if not (home / "cards" / f"{tag}.json").is_file():
@@ -40,6 +45,7 @@ def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
         labels, conditions = _requests(sample, card, model, truth, context.seed)
         longest = json.loads((home / "cards" / f"{tag}.longest.json").read_text())
         config = SamplingConfig(sample.max_points or int(np.ceil(1.2 * longest)), spec.temperature, spec.top_p)
+        started = time.monotonic()
         made = generate_clouds(
             backbone,
             model.layout,
@@ -51,6 +57,10 @@ def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
             config=config,
             batch=spec.batch,
         )
+        timings[tag] = {
+            "objects": len(labels), "seconds": time.monotonic() - started, "batch": min(spec.batch, len(labels)),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        }  # fmt: skip
         provenance = {
             "generated_by": spec.source,
             "weights": _sha256(home / "model.safetensors"),
@@ -59,6 +69,7 @@ def generate(spec: Generate, context: StageContext) -> dict[str, Any]:
         }
         write_point_clouds(context.folder / f"{tag}.h5", made.clouds, provenance)
         reports[tag] = made.report
+    (context.folder / TIMING).write_text(json.dumps(timings, indent=1) + "\n")
     return {
         "samples": {tag: sample.truth for tag, sample in zip(reports, spec.samples, strict=True)},
         "reports": reports,
