@@ -81,12 +81,10 @@ def kpd(
     seed + 1000 i, or from the Mersenne twister of that seed when it is given num_threads: `draws` says which.
     """
     a, b = _scaled(truth, generated, "KPD")
-    values = []
-    for i in range(batches):
-        chosen = _kernel_draws(seed + 1000 * i, (len(a), len(b)), size, draws)
-        x, y = a[chosen[0]], b[chosen[1]]
-        within = (_kernel_sum_within(x) + _kernel_sum_within(y)) / (size * (size - 1))
-        values.append(within - 2 * _kernel_sum(x, y) / size**2)
+    drawn = [_kernel_draws(seed + 1000 * i, (len(a), len(b)), size, draws) for i in range(batches)]
+    kernels = _of_all_objects if max(len(a), len(b)) < size else _of_each_sample
+    within, across = kernels(a, b, drawn)
+    values = within / (size * (size - 1)) - 2 * across / size**2
     low, high = np.percentile(values, [16.275, 83.725])
     return Measurement(float(np.median(values)), float(high - low) / 2)
 
@@ -140,6 +138,38 @@ def _kernel_draws(seed: int, lengths: tuple[int, int], size: int, draws: str) ->
     return [rng.choice(length, size) for length in lengths]
 
 
+Drawn = list[list[NDArray[np.int64]]]
+
+
+def _of_each_sample(a: Floats, b: Floats, drawn: Drawn) -> tuple[Floats, Floats]:
+    """Sums of the kernel over the pairs within both samples, and across them: [batches] each."""
+    samples = [(a[first], b[second]) for first, second in drawn]
+    within = np.array([_kernel_sum_within(x) + _kernel_sum_within(y) for x, y in samples])
+    return within, np.array([_kernel_sum(x, y) for x, y in samples])
+
+
+def _of_all_objects(a: Floats, b: Floats, drawn: Drawn) -> tuple[Floats, Floats]:
+    """The same where samples hold objects many times: the kernel of any two objects is calculated once."""
+    times = [np.stack([np.bincount(one[side], minlength=len(x)) for one in drawn], 1).astype(np.float64)
+             for side, x in enumerate((a, b))]  # fmt: skip
+    within = sum(_weighted_kernel(x, x, w, w) - w.T @ _kernel_with_itself(x)
+                 for x, w in zip((a, b), times, strict=True))  # fmt: skip
+    return np.asarray(within), _weighted_kernel(a, b, *times)
+
+
+def _weighted_kernel(x: Floats, y: Floats, of_x: Floats, of_y: Floats) -> Floats:
+    """Sum over i, j of of_x[i] k(x_i, y_j) of_y[j], with weights [objects, batches]: [batches]."""
+    scaled, total = np.ascontiguousarray(y.T) / x.shape[1], np.zeros(of_x.shape[1])
+    for start in range(0, len(x), BLOCK):
+        kernel = (x[start : start + BLOCK] @ scaled + 1) ** 2
+        total += (of_x[start : start + BLOCK] * (kernel * kernel @ of_y)).sum(0)
+    return total
+
+
+def _kernel_with_itself(x: Floats) -> Floats:
+    return ((x * x).sum(1) / x.shape[1] + 1) ** 4
+
+
 def _kernel_sum(x: Floats, y: Floats) -> float:
     """Sum of (x_i.y_j / d + 1)^4 over all pairs, in blocks that stay in the cache."""
     scaled = np.ascontiguousarray(y.T) / x.shape[1]
@@ -149,7 +179,7 @@ def _kernel_sum(x: Floats, y: Floats) -> float:
 def _kernel_sum_within(x: Floats) -> float:
     """The same over all i != j of one sample: twice the blocks above the diagonal, once those on it."""
     scaled = np.ascontiguousarray(x.T) / x.shape[1]
-    total = -float((((x * x).sum(1) / x.shape[1] + 1) ** 4).sum())
+    total = -float(_kernel_with_itself(x).sum())
     for start in range(0, len(x), BLOCK):
         stop = start + BLOCK
         total += _fourth_powers(x[start:stop] @ scaled[:, start:stop])

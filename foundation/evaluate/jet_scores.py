@@ -17,6 +17,8 @@ from foundation.evaluate.jets import relative_pt, unphysical
 from foundation.evaluate.metrics import Measurement
 
 Floats = NDArray[np.float64]
+ON_AXIS = 1e-4
+"""Angle below which a jet's momentum and its axis are the same."""
 
 DEFINITIONS: dict[str, str] = {
     **energy_flow.DEFINITIONS,
@@ -101,12 +103,19 @@ def jet_scores(truth: JetFeatures, generated: JetFeatures, *, seed: int = 0, wit
     add("fpd", lambda: {"fpd": frechet.fpd(*polynomials, seed=seed)})
     add("kpd", lambda: {"kpd": frechet.kpd(*polynomials, seed=seed)})
     for name in truth.observables.keys() & generated.observables.keys():
+        if name in ("eta", "phi") and _on_their_axis(truth.observables[name]):
+            continue
         both = truth.observables[name], generated.observables[name]
         full = f"quantiled_kld.{name}"
         add(full, lambda full=full, both=both: {full: kl_divergence.quantiled_kld(*both, seed=seed)})  # type: ignore[misc]
     if with_coverage:
         add("coverage", lambda: _coverage(*sides, seed=seed))
     return JetScores(dict(sorted(values.items())), problems)
+
+
+def _on_their_axis(angle: Floats) -> bool:
+    """Whether jets lie on the axis that their constituents are counted from: then what is left is rounding."""
+    return bool(np.nanquantile(np.abs(angle), 0.9) < ON_AXIS)
 
 
 def floor(truth: JetFeatures, *, seed: int = 0, with_coverage: bool = False) -> JetScores:
