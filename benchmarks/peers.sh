@@ -1,8 +1,8 @@
 #!/bin/sh
-# What benchmarks/stream.py, benchmarks/tokenizers.py and benchmarks/train.py compare with, in environments of their own,
-# so that nothing of it is needed by this project:   sh benchmarks/peers.sh FOLDER [PYTHON]
+# What benchmarks/stream.py, tokenizers.py, train.py and generate.py compare with, in environments of their own, so that
+# nothing of it is needed by this project:   sh benchmarks/peers.sh FOLDER [PYTHON]
 # FOLDER/most and FOLDER/mosaicml (it needs an older numpy) are loaders, FOLDER/omnijet is OmniJet-alpha's public code
-# and OmniJet-alpha_C's, FOLDER/gpt is GPT-2 of Hugging Face and nanoGPT.
+# and OmniJet-alpha_C's, FOLDER/gpt is GPT-2 of Hugging Face and nanoGPT, FOLDER/spade is SPADE (package humite).
 # ONLY=omnijet makes this one alone. torch stays at the version that PYTHON has; when that is a CPU build from another
 # index, name the index:  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 set -u
@@ -60,3 +60,6 @@ checkout omnijet omnijet_alpha_c 6c0233471f23f97b85b2a3b34a523bf3f5f0c5af \
   "${OMNIJET_ALPHA_C:-https://github.com/uhh-pd-ml/omnijet_alpha_c}"
 install gpt torch transformers
 importable gpt nanoGPT 3adf61e154c3fe3fca428ad6bc3818b27a3b8291 "${NANOGPT:-https://github.com/karpathy/nanoGPT}"
+# what its models and its sampler import; hydra and comet-ml, for its command lines, are left out
+install spade torch lightning omegaconf awkward vector h5py scipy rich
+importable spade SPADE 0ab7adf194e61fa15ddd3b645a327e019e8e7017 "${SPADE:-https://github.com/uhh-pd-ml/SPADE}"
