@@ -1,18 +1,19 @@
 # make quickstart    the whole chain on two CPU cores: simulated events, tokens, one transformer, report, registry
-# make test          the test suite
+# make test          the tests; make test-all: also the slow ones (other launchers, Slurm, whole recipes)
 # Both create .venv and install what they need when it is not there yet. Another Python: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test lint format docs clean
+.PHONY: help quickstart test test-all lint format docs clean
 # Two pips must not write into one environment.
 .NOTPARALLEL:
 
 help:
 	@echo "make quickstart   run recipes/quickstart.yaml; results in runs/quickstart"
 	@echo "make test         run the tests"
+	@echo "make test-all     run the slow tests too"
 	@echo "make lint         ruff and mypy"
 	@echo "make format       let ruff format the code and sort the imports"
 	@echo "make docs         build the documentation into site/"
@@ -22,6 +23,9 @@ quickstart: $(VENV)/.installed-simulate
 	$(BIN)/foundation run recipes/quickstart.yaml
 
 test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-test

@@ -207,7 +207,7 @@ def test_a_slurm_job_whose_time_is_up_is_queued_again_and_goes_on(
 def test_an_import_takes_its_workers_out_of_the_queue(home: Path, slurm: Path) -> None:
     pytest.importorskip("dask_jobqueue")
     settings = yaml.safe_load((LAUNCH / "dask" / "jobqueue.yaml").read_text())
-    settings["jobqueue"]["slurm"] |= {"cores": 1, "processes": 1, "memory": "500MB"}
+    settings["jobqueue"]["slurm"] |= {"cores": 1, "processes": 1, "memory": "500MB", "log-directory": str(home)}
     (home / "dask").mkdir()
     (home / "dask" / "jobqueue.yaml").write_text(yaml.safe_dump(settings))
     extra = {"SLURM_CONF": str(slurm), "DASK_CONFIG": str(home / "dask"), "JOBS": "2"}

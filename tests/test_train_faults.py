@@ -19,10 +19,12 @@ from types import FrameType
 import pytest
 
 from foundation.errors import TrainingError
+from foundation.recipe.artifact import is_finished, write_artifact
+from foundation.recipe.schema import Pretrain
 from foundation.train import faults
 from foundation.train.checkpoint import MARKER, committed, read_about
 from foundation.train.engine import StepResult
-from foundation.train.faults import PREEMPTED, EndRequests
+from foundation.train.faults import ERRORS, PREEMPTED, EndRequests, lost_processes_named
 from foundation.train.spikes import SpikeGuard
 
 from conftest import ToyTokens
@@ -117,7 +119,7 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step(toy: ToyTokens, tmp_p
     run_distributed(run, 2, toy, tmp_path / "cut", rarely)
     run_distributed(run, 2, toy, tmp_path / "whole", rarely)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert not (tmp_path / "cut" / "errors").exists()
+    assert not (tmp_path / "cut" / ERRORS).exists()
 
 
 def test_a_second_signal_ends_at_once_but_not_the_same_one_passed_on() -> None:
@@ -278,9 +280,21 @@ def test_a_rank_that_fails_ends_the_others_with_its_cause(toy: ToyTokens, tmp_pa
     assert die_on_rank_1(toy, tmp_path, fail) == [1, 1]
     told = (tmp_path / "error_0").read_text()
     assert "rank 1 failed with OSError: the shard is on fire" in told and "start the same command again" in told
-    assert (tmp_path / "errors" / "rank_00001.txt").read_text() == "OSError: the shard is on fire\n"
+    assert (tmp_path / ERRORS / "rank_00001.txt").read_text() == "OSError: the shard is on fire\n"
     run_distributed(run, 2, toy, tmp_path)
-    assert not (tmp_path / "errors").exists()
+    assert not (tmp_path / ERRORS).exists()
+
+
+def test_what_a_rank_that_is_not_yet_done_holds_is_no_output_of_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = Pretrain(kind="pretrain", name="p", data="tokens", mixture={"toy_jets": 1.0})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with lost_processes_named(tmp_path / ERRORS, lambda: 1.0):
+        assert list((tmp_path / ERRORS).iterdir())
+        write_artifact(tmp_path, spec, "key", 1, {}, {}, 0.0)
+    assert is_finished(tmp_path, "key")
 
 
 def test_a_rank_that_is_killed_is_named_by_the_others(toy: ToyTokens, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ torchrun and `accelerate launch` print it, and turn any code but 0 into 1 themse
 """
 ONE_REQUEST_SECONDS = 2.0
 """Signals this close together are one request: a launcher passes on what the batch system sent to every process."""
+ERRORS = ".errors"
+"""Folder of a stage for what processes leave one another; hidden, as it is not a result: files come and go in it."""
 LOOK_SECONDS = 2.0
 """How long a process looks for who died: the system closes the connections of a dying one before it frees its lock."""
 

@@ -16,7 +16,7 @@ from foundation.train import engine as engines
 from foundation.train.checkpoint import how_resumed, resume
 from foundation.train.config import TrainConfig
 from foundation.train.engine import Engine, make_engine
-from foundation.train.faults import EndRequests, Preempted, lost_processes_named
+from foundation.train.faults import ERRORS, EndRequests, Preempted, lost_processes_named
 from foundation.train.interface import Extras, MetricLogger, Trained, Validate
 from foundation.train.metric_lines import MetricLines
 from foundation.train.progress import Speedometer
@@ -47,7 +47,7 @@ def train(
     collectives (ZeRO-3 gathers weights). A thread prepares `prefetch` steps ahead; 0 means no thread. Raises Preempted
     after a checkpoint when a signal asks for the end.
     """
-    with lost_processes_named(folder / "errors", engines.TIMEOUT.total_seconds):
+    with lost_processes_named(folder / ERRORS, engines.TIMEOUT.total_seconds):
         training = _Training(task, stream, config, folder, logger, seed, validate, extras)
         try:
             return training.run(title, prefetch)
