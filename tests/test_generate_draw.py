@@ -28,7 +28,7 @@ def chi_square(counts: np.ndarray, p: np.ndarray) -> float:
 
 
 def in_chunks(logits: Tensor, chunk: int) -> list[Tensor]:
-    return [part.clone() for part in logits.split(chunk, dim=1)]
+    return [part.clone()[:, None] for part in logits.split(chunk, dim=1)]
 
 
 def repeated(found: Masses, times: int) -> Masses:
@@ -133,7 +133,7 @@ def test_what_is_left_of_a_known_distribution(config: StreamSampling, left: list
     expected[left] = (PROBABILITIES[left] / PROBABILITIES.max()) ** (1 / config.temperature)
     expected /= expected.sum()
     logits = torch.from_numpy(PROBABILITIES).log().float()[None]
-    found = masses([logits + 3.0], 5, config, True)
+    found = masses([logits[:, None] + 3.0], 5, config, True)
     p = found.values[0, 0, :5] / found.values.sum()
     assert (
         np.allclose(p.numpy(), expected, atol=1e-6) and (p.numpy()[[c for c in range(5) if c not in left]] < 1e-9).all()
@@ -164,6 +164,20 @@ def test_leaving_out_equals_the_definition(size: int, k: int, p: float, least: f
         assert not np.delete(own, order).any()
 
 
+@pytest.mark.parametrize(("rows", "size"), [(3, 4096), (3, 3000), (100, 4096)])
+def test_few_rows_at_once_have_the_same_masses_to_the_last_bit(rows: int, size: int) -> None:
+    torch.manual_seed(rows)
+    logits = 3 * torch.randn(rows, size)
+    one_by_one = masses(in_chunks(logits, 1024), size, PLAIN, True)
+    for alone in range(0, rows, 40):
+        part = logits[alone : alone + 1].clone()
+        parts = in_chunks(part, 1024) if size % 1024 else [part.unflatten(1, (-1, 1024))]
+        found = masses(parts, size, PLAIN, True)
+        assert torch.equal(found.values[0], one_by_one.values[alone])
+        assert torch.equal(found.cumulative[0], one_by_one.cumulative[alone])
+        assert float(found.log_total) == float(one_by_one.log_total[alone])
+
+
 def test_what_is_left_is_drawn_also_where_whole_chunks_are_left_out() -> None:
     torch.manual_seed(3)
     logits = torch.randn(1, 3000)
@@ -179,7 +193,7 @@ def test_the_end_has_the_probability_that_the_model_gives_it(temperature: float,
     logits = torch.randn(1, 501)
     p = float(torch.softmax(logits.double(), 1)[0, -1])
     odds = (p / (1 - p)) ** (1 / end_temperature)
-    found = masses([logits[:, :-1].clone()], 500, StreamSampling(temperature=temperature), True)
+    found = masses([logits[:, None, :-1].clone()], 500, StreamSampling(temperature=temperature), True)
     for shift, expected in ((-1e-6, True), (1e-6, False)):
         u = torch.tensor([odds / (1 + odds) + shift], dtype=torch.float64)
         assert bool(ends(logits[:, -1], found, end_temperature, u)) is expected

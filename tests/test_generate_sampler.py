@@ -272,6 +272,9 @@ def test_the_callers_model_and_modes_are_left_alone() -> None:
     next(objects)
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert model.embedding.weight.dtype == torch.float32 and model.embedding.weight.requires_grad
+    sampler = Sampler(model.train(), layout, TAG, seed=1, config=SamplingConfig(max_points=9))
+    assert model.training and not sampler.model.training
+    assert sampler.model.embedding.weight.data_ptr() == model.embedding.weight.data_ptr()
 
 
 def test_an_infinite_loss_of_weights_is_named() -> None:

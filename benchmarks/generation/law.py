@@ -52,7 +52,9 @@ class Law:
                 check = min(CHECK, self.longest)
                 self.errors.append(seconds[check - 1] / steps[check][clock] - 1)
                 self.short_errors.append(whole[min(SHORT, self.longest) - 1] / short[clock] - 1)
-                self.of_eight.append(eight[clock] / 8 / seconds[min(EIGHT, self.longest) - 1])
+                step = eight[clock] / 8 / seconds[min(EIGHT, self.longest) - 1]
+                longest = self.hits[: len(self.hits) // 8 * 8].reshape(-1, 8).max(axis=1)
+                self.of_eight.append(step * float(whole[longest].mean()) / shower[clock])
         self.line.turns.append(shower)
 
     def report(self) -> str:
@@ -62,8 +64,8 @@ class Law:
         error, short, eight = (100 * statistics.median(x) for x in (self.errors, self.short_errors, self.of_eight))
         return (f"- {self.line.name}: {1 / self.line.rate():,.0f} s per shower, added up from steps fitted at "
                 f"{len(FIT)} lengths; the fit is {error:+.0f} % off at {CHECK} tokens, and {short:+.0f} % off a whole "
-                f"`generate_batch` of {SHORT} tokens; in a batch of 8, which goes on to the longest of them, a step "
-                f"takes {eight:.0f} % of this per shower")  # fmt: skip
+                f"`generate_batch` of {SHORT} tokens; by a step on eight of {EIGHT} tokens, a batch of 8, which goes "
+                f"on until its longest shower ends, would take {eight:.0f} % of this per shower")  # fmt: skip
 
 
 def fitted(seconds: Mapping[int, float], longest: int) -> NDArray[np.float64]:

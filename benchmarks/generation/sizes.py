@@ -30,7 +30,7 @@ class Lengths:
     def like(counts: NDArray[np.integer], longest: int) -> Lengths:
         """With the mean of these counts, none below all but 5 % of them."""
         shortest, mean = int(np.quantile(counts, 0.05)), float(counts.mean())
-        low, high = 1e-9, 1.0
+        low, high = 1e-9, 0.5
         for _ in range(100):
             stop = (low + high) / 2
             low, high = (stop, high) if Lengths(shortest, stop, longest).mean > mean else (low, stop)

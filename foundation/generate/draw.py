@@ -26,6 +26,10 @@ CHUNK = 1024
 """Columns of the logits that a CPU computes at a time: weights and logits of a chunk stay in its cache."""
 
 
+AT_ONCE = 2**18
+"""Logits that are computed at once: below this, calls cost more than what they do."""
+
+
 class Head:
     """The output matrix over one slot: logits of codes, and of the end."""
 
@@ -33,7 +37,7 @@ class Head:
         weight, bias = model.output_weight, model.output_bias
         codes = slice(slot.start, slot.start + slot.size)
         chunk = CHUNK if weight.device.type == "cpu" else slot.size
-        self.size, self.ends = slot.size, slot.ends
+        self.size, self.ends, self.even = slot.size, slot.ends, slot.size % chunk == 0
         weights = weight[codes].split(chunk)
         biases = [None] * len(weights) if bias is None else bias[codes].split(chunk)
         self.products = [Product(*part) for part in zip(weights, biases, strict=True)]
@@ -41,9 +45,12 @@ class Head:
         self.end_bias = 0.0 if bias is None else bias[EOS].detach().float()
 
     def chunks(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Logits of the codes, [n, chunk] each, of hidden states [n, D]."""
-        for product in self.products:
-            yield product(hidden).float()
+        """Logits of the codes, [n, c, chunk] each, of hidden states [n, D]: chunk by chunk, or few rows at once."""
+        if self.even and len(hidden) * self.size <= AT_ONCE:
+            whole = torch.cat([product(hidden) for product in self.products], dim=1)
+            yield whole.float().unflatten(1, (len(self.products), -1))
+        else:
+            yield from (product(hidden).float()[:, None] for product in self.products)
 
     def end_logit(self, hidden: Tensor) -> Tensor:
         """Logit of the end, [n]."""
@@ -65,41 +72,42 @@ class Masses:
 
 
 def masses(logits: Iterable[Tensor], size: int, settings: StreamSampling, with_total: bool) -> Masses:
-    """Masses of `size` codes from logits float32 [n, chunk], which it overwrites.
+    """Masses of `size` codes from logits float32 [n, c, chunk], which it overwrites.
 
     All chunks but the last are multiples of BLOCK wide. They are taken one by one, while a cache still holds them.
     """
     as_they_are = settings.keeps_all and settings.temperature == 1.0
     log_total = None
     if not as_they_are:
-        whole = torch.cat(list(logits), dim=1)
+        whole = torch.cat([part.flatten(1) for part in logits], dim=1)
         log_total = whole.logsumexp(1) if with_total else None
-        logits = [truncated(whole.div_(settings.temperature), settings)]
-    values, tops, widths = _exponentials(logits, size)
+        logits = [truncated(whole.div_(settings.temperature), settings)[:, None]]
+    values, tops, chunk = _exponentials(logits, size)
     top = tops.amax(1, keepdim=True)
     sums = values.sum(2).double()
-    if len(widths) > 1:
-        blocks = torch.tensor([-(-width // BLOCK) for width in widths])
-        sums *= (tops - top).double().exp().repeat_interleave(blocks, dim=1, output_size=values.shape[1])
+    if tops.shape[1] > 1:
+        scales = (tops - top).double().exp()
+        sums *= scales.repeat_interleave(chunk // BLOCK, dim=1)[:, : sums.shape[1]]
     cumulative = sums.cumsum(1)
     if as_they_are and with_total:
         log_total = (top[:, 0].double() + cumulative[:, -1].log()).float()
     return Masses(values, cumulative, log_total)
 
 
-def _exponentials(logits: Iterable[Tensor], size: int) -> tuple[Tensor, Tensor, list[int]]:
-    """exp(logit - top of its chunk) in blocks [n, blocks, BLOCK]; the tops [n, chunks]; the widths of the chunks."""
-    values, tops = torch.empty(0), list[Tensor]()
-    widths: list[int] = []
+def _exponentials(logits: Iterable[Tensor], size: int) -> tuple[Tensor, Tensor, int]:
+    """exp(logit - top of its chunk) in blocks [n, blocks, BLOCK]; the tops [n, chunks]; the width of the first."""
+    values, tops, first, widest = torch.empty(0), list[Tensor](), 0, 0
     for part in logits:
-        if not widths:
+        if not tops:
+            widest = part.shape[2]
             values = part.new_empty(len(part), -(-size // BLOCK) * BLOCK)
-        tops.append(part.amax(1))
-        first = sum(widths)
-        torch.exp(part.sub_(tops[-1][:, None]), out=values[:, first : first + part.shape[1]])
-        widths.append(part.shape[1])
-    values[:, size:] = 0.0
-    return values.unflatten(1, (-1, BLOCK)), torch.stack(tops, dim=1), widths
+        tops.append(part.amax(2))
+        last = first + part.shape[1] * part.shape[2]
+        torch.exp(part.sub_(tops[-1][:, :, None]), out=values[:, first:last].view(part.shape))
+        first = last
+    if first < values.shape[1]:
+        values[:, first:] = 0.0
+    return values.unflatten(1, (-1, BLOCK)), tops[0] if len(tops) == 1 else torch.cat(tops, dim=1), widest
 
 
 def truncated(logits: Tensor, settings: StreamSampling) -> Tensor:

@@ -60,14 +60,19 @@ def _packs(device: str, dtype: torch.dtype) -> bool:
 
 
 def with_products(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """A copy of the model with weights of this type whose blocks use products; the model itself where that is it."""
-    if model.embedding.weight.device.type != "cpu":
-        return model if model.embedding.weight.dtype == dtype else copy.deepcopy(model).to(dtype)
-    own = copy.deepcopy(model).to(dtype)
-    for parent in list(own.blocks.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, Product(child.weight, child.bias))
+    """A copy of the model to sample from, with weights of this type; on a CPU its blocks use products.
+
+    Weights that are the same already are shared, not copied.
+    """
+    shared = {id(p): p for p in model.parameters() if p.dtype == dtype}
+    own = copy.deepcopy(model, shared).to(dtype).eval()
+    if own.embedding.weight.device.type == "cpu":
+        for parent in list(own.blocks.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(parent, name, Product(child.weight, child.bias))
+                elif isinstance(child, nn.Dropout):
+                    setattr(parent, name, nn.Identity())
     return own
 
 
@@ -93,11 +98,7 @@ def _steady(shape: tuple[int, int], dtype: torch.dtype, biased: bool, threads: i
         done = torch.cat([product(part) for part in repeated.split(size)]).unflatten(0, (-1, ONE_FOR_ALL))
         if torch.equal(done, done[:1].expand_as(done)):
             agreeing[done[0].float().numpy().tobytes()].append(size)
-    return tuple(max(agreeing.values(), key=_worth, default=[]))
-
-
-def _worth(sizes: list[int]) -> tuple[int, int]:
-    return len(sizes), sizes[-1]
+    return tuple(max(agreeing.values(), key=len, default=[]))
 
 
 def pieces(rows: int, sizes: Sequence[int], most: int = SIZES[-1]) -> list[int]:

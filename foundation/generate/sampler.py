@@ -65,7 +65,7 @@ class Sampler:
         self.most = most_points(layout, tag, config)
         self.steps = int(layout.lengths(tag, np.array([self.most]))[0])
         model.positions.require(self.steps)
-        self.model = with_products(model, dtype or model.embedding.weight.dtype).eval()
+        self.model = with_products(model, dtype or model.embedding.weight.dtype)
         first = layout.first_slot[tag]
         self.heads = [Head(self.model, slot) for slot in layout.slots[first : first + len(self.streams)]]
         blocks = [module for module in self.model.blocks.modules() if isinstance(module, Product)]

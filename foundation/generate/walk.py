@@ -89,8 +89,8 @@ class Walk:
         """Draw a stream of these points [n] where they have it, or take it from what is given, and put it into ids."""
         counts, slot, inside = self.counts[rows], self.slots[stream], point.clamp(0, self.most - 1)
         wanted = (point >= 0) & ((counts < 0) | (point < counts))
+        known = self.codes[rows, inside, stream]
         free = wanted & (point >= self.given[rows])
-        known = self.codes[rows, inside, stream].long()
         drawn, ended = self._drawn(stream, hidden, rows, point, free)
         code = torch.where(free, drawn, known)
         if slot.ends:
@@ -99,7 +99,7 @@ class Walk:
             self.counts[rows] = torch.where(stop, point, counts)
             wanted &= ~stop
             ids[:, column] = torch.where(stop, EOS, ids[:, column])
-        self.codes[rows, inside, stream] = torch.where(wanted, code, known).int()
+        self.codes[rows, inside, stream] = torch.where(wanted, code, known).to(self.codes.dtype)
         ids[:, column] = torch.where(wanted, slot.start + code, ids[:, column])
 
     def _drawn(self, stream: int, hidden: Tensor, rows: Tensor, point: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,10 +108,11 @@ class Walk:
         codes, ended = torch.zeros_like(rows), torch.zeros_like(free)
         if len(chosen) == 0:
             return codes, ended
-        few = len(chosen) < len(rows)
-        sizes = pieces(len(chosen), self.sizes, LOGITS // self.heads[stream].size)
-        state = hidden[chosen] if few else hidden[: len(rows)]
-        state, keys, points = (filled_up(x, sum(sizes)) for x in (state, self.keys[rows[chosen]], point[chosen]))
+        sizes, keys = pieces(len(chosen), self.sizes, LOGITS // self.heads[stream].size), self.keys[rows]
+        state = hidden[: len(rows)]
+        if len(chosen) < len(rows):
+            state, keys, point = state[chosen], keys[chosen], point[chosen]
+        state, keys, points = (filled_up(x, sum(sizes)) for x in (state, keys, point))
         parts = zip(state.split(sizes), keys.split(sizes), points.split(sizes), strict=True)
         found, ends_found = zip(*(self._draw_piece(stream, *part) for part in parts), strict=True)
         codes[chosen], ended[chosen] = torch.cat(found)[: len(chosen)], torch.cat(ends_found)[: len(chosen)]

@@ -87,11 +87,12 @@ class Waves:
 
     def advance(self, ids: Tensor, done: Tensor) -> None:
         """The step of ids [n, columns] is known: rows that are done [n] leave, and the others take it."""
-        order = self._drop(done)
-        self.rows = self.rows[order]
-        if len(self.rows):
-            sizes = pieces(len(order), self.sizes)
-            self.hidden = self.model.decode(filled_up(ids[order], sum(sizes)), self.caches, sizes)
+        if bool(done.any()):
+            order = self._drop(done)
+            ids, self.rows = ids[order], self.rows[order]
+        if len(ids):
+            sizes = pieces(len(ids), self.sizes)
+            self.hidden = self.model.decode(filled_up(ids, sum(sizes)), self.caches, sizes)
 
     def _drop(self, done: Tensor) -> Tensor:
         """Drop rows; returns which are left, in their new order."""

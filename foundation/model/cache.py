@@ -27,6 +27,8 @@ class Cache:
         shape = (config.layers, rows, config.groups, config.registers + max_steps, config.head_width)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        """What `attend` reads and writes of each layer; empty where the rows have changed."""
 
     @property
     def positions(self) -> Tensor:
@@ -47,17 +49,20 @@ class Cache:
 
         Writes the keys and values of this step; `advance` follows when all layers are done.
         """
-        keys, values, place = self.keys[layer, : self.rows], self.values[layer, : self.rows], self.filled
-        keys[:, :, place], values[:, :, place] = qk[:, heads:], v
+        if not self.layers:
+            self.layers = [(k[: self.rows], v[: self.rows]) for k, v in zip(self.keys, self.values, strict=True)]
+        (keys, values), place = self.layers[layer], self.filled
+        q, k = qk.tensor_split((heads,), dim=1)
+        keys[:, :, place], values[:, :, place] = k, v
         # the heads of a group as queries of one attention: nothing is copied where they share keys and values
-        q = qk[:, :heads].unflatten(1, (keys.shape[1], -1)).to(keys.dtype)
+        q = q.unflatten(1, (keys.shape[1], -1)).to(keys.dtype)
         attended = F.scaled_dot_product_attention(q, keys[:, :, : place + 1], values[:, :, : place + 1])
         return attended.flatten(1, 2).to(v.dtype)
 
     def keep(self, kept: Tensor) -> Tensor:
         """Drop all rows but these, int64 [k] ascending; returns the order in which they stand from now on, int64 [k].
 
-        Only rows from the end move, into the places of dropped ones.
+        Only rows from the end move, into the places of dropped ones; memory is given back when half of it is not used.
         """
         number = len(kept)
         movers = kept[kept >= number]
@@ -69,8 +74,16 @@ class Cache:
             order[holes] = movers
             for tensor in (self.keys, self.values):
                 tensor[:, holes, :, : self.filled] = tensor[:, movers, :, : self.filled]
-        self.rows = number
+        if number < self.rows:
+            self.rows, self.layers = number, []
+        if 2 * number <= self.keys.shape[1]:
+            self.keys, self.values, self.layers = self._shrunk(self.keys), self._shrunk(self.values), []
         return order
+
+    def _shrunk(self, tensor: Tensor) -> Tensor:
+        smaller = tensor.new_empty(tensor.shape[0], self.rows, *tensor.shape[2:])
+        smaller[:, :, :, : self.filled] = tensor[:, : self.rows, :, : self.filled]
+        return smaller
 
     def copied(self, row: int) -> Tensor:
         """Keys and values of what is filled in a row: [2, layers, G, filled, d]."""
