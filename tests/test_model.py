@@ -77,7 +77,7 @@ def test_attention_gradient_is_right() -> None:
 def test_loss_does_not_depend_on_the_batch(toy: ToyTokens, tag: str, mode: str) -> None:
     task = Generation(model(toy), toy.layout(mode))
     b = batch(toy, tag, 600, mode)
-    together = float(task(to_device(b, CPU)))
+    together = float(task(to_device(b, CPU)).detach())
     one_by_one = sum(float(task(to_device(alone(b, i), CPU))) for i in range(len(b.labels)))
     assert together == pytest.approx(one_by_one, rel=1e-5)
 
