@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foundation.generate.draw import Masses, choose, ends, masses, truncated
+from foundation.generate.draw import BLOCK, Masses, choose, ends, masses, truncated
 from foundation.generate.products import Product, filled_up, in_pieces, pieces, steady_sizes
 from foundation.generate.randomness import object_keys, uniform
 from foundation.generate.sampling_config import SamplingConfig, StreamSampling
@@ -27,13 +27,18 @@ def chi_square(counts: np.ndarray, p: np.ndarray) -> float:
     return float((((counts - expected) ** 2 / expected).sum() - degrees) / math.sqrt(2 * degrees))
 
 
+def filled(logits: Tensor) -> Tensor:
+    """Logits of one stream, filled up to whole blocks."""
+    return F.pad(logits, (0, -logits.shape[1] % BLOCK), value=-math.inf)
+
+
 def in_chunks(logits: Tensor, chunk: int) -> list[Tensor]:
-    return [part.clone()[:, None] for part in logits.split(chunk, dim=1)]
+    return [part.clone() for part in filled(logits).split(chunk, dim=1)]
 
 
 def repeated(found: Masses, times: int) -> Masses:
     """The masses of one row, for so many rows."""
-    return Masses(found.values.expand(times, -1, -1), found.cumulative.repeat(times, 1), None)
+    return Masses(found.values.expand(times, -1, -1), found.first, found.cumulative.repeat(times, 1, 1), None)
 
 
 def test_random_numbers_are_uniform_and_those_of_places_and_objects_differ() -> None:
@@ -98,10 +103,12 @@ def test_products_equal_those_of_torch() -> None:
 def test_a_code_is_drawn_where_the_exact_distribution_has_it(size: int, chunk: int) -> None:
     torch.manual_seed(size)
     logits = 4 * torch.randn(1, size)
-    found = masses(in_chunks(logits, chunk), size, PLAIN, True)
+    found = masses(in_chunks(logits, chunk), [size], [PLAIN], True)
     exact = torch.softmax(logits[0].double(), 0).cumsum(0)
-    places = torch.cat([torch.rand(20_000, dtype=torch.float64), torch.tensor([0.0, 1.0 - 2.0**-52])])
-    codes = choose(repeated(found, len(places)), places)
+    places = torch.cat(
+        [torch.rand(20_000, dtype=torch.float64), torch.tensor([0.0, 1.0 - 2.0**-52], dtype=torch.float64)]
+    )
+    codes = choose(repeated(found, len(places)), places[:, None])[:, 0]
     assert (exact[codes] > places - 1e-6).all()
     assert (torch.where(codes > 0, exact[codes - 1], 0.0) < places + 1e-6).all()
     assert float(found.log_total) == pytest.approx(float(logits.double().logsumexp(1)), abs=1e-5)
@@ -133,7 +140,7 @@ def test_what_is_left_of_a_known_distribution(config: StreamSampling, left: list
     expected[left] = (PROBABILITIES[left] / PROBABILITIES.max()) ** (1 / config.temperature)
     expected /= expected.sum()
     logits = torch.from_numpy(PROBABILITIES).log().float()[None]
-    found = masses([logits[:, None] + 3.0], 5, config, True)
+    found = masses([filled(logits + 3.0)], [5], [config], True)
     p = found.values[0, 0, :5] / found.values.sum()
     assert (
         np.allclose(p.numpy(), expected, atol=1e-6) and (p.numpy()[[c for c in range(5) if c not in left]] < 1e-9).all()
@@ -168,11 +175,9 @@ def test_leaving_out_equals_the_definition(size: int, k: int, p: float, least: f
 def test_few_rows_at_once_have_the_same_masses_to_the_last_bit(rows: int, size: int) -> None:
     torch.manual_seed(rows)
     logits = 3 * torch.randn(rows, size)
-    one_by_one = masses(in_chunks(logits, 1024), size, PLAIN, True)
+    one_by_one = masses(in_chunks(logits, 1024), [size], [PLAIN], True)
     for alone in range(0, rows, 40):
-        part = logits[alone : alone + 1].clone()
-        parts = in_chunks(part, 1024) if size % 1024 else [part.unflatten(1, (-1, 1024))]
-        found = masses(parts, size, PLAIN, True)
+        found = masses([filled(logits[alone : alone + 1].clone())], [size], [PLAIN], True)
         assert torch.equal(found.values[0], one_by_one.values[alone])
         assert torch.equal(found.cumulative[0], one_by_one.cumulative[alone])
         assert float(found.log_total) == float(one_by_one.log_total[alone])
@@ -181,9 +186,28 @@ def test_few_rows_at_once_have_the_same_masses_to_the_last_bit(rows: int, size: 
 def test_what_is_left_is_drawn_also_where_whole_chunks_are_left_out() -> None:
     torch.manual_seed(3)
     logits = torch.randn(1, 3000)
-    found = masses(in_chunks(logits, 1024), 3000, StreamSampling(top_k=7), False)
-    drawn = choose(repeated(found, 5000), torch.rand(5000, dtype=torch.float64))
-    assert set(drawn.tolist()) == set(logits[0].topk(7).indices.tolist()) and found.log_total is None
+    found = masses(in_chunks(logits, 1024), [3000], [StreamSampling(top_k=7)], False)
+    drawn = choose(repeated(found, 5000), torch.rand(5000, 1, dtype=torch.float64))
+    assert set(drawn[:, 0].tolist()) == set(logits[0].topk(7).indices.tolist()) and found.log_total is None
+
+
+@pytest.mark.parametrize("sizes", [(62, 62, 62), (3, 64, 65), (1500, 10), (200, 130)])
+@pytest.mark.parametrize("config", [PLAIN, StreamSampling(top_k=2), StreamSampling(temperature=0.7)], ids=str)
+def test_streams_that_are_drawn_together_are_drawn_as_each_alone(
+    sizes: tuple[int, ...], config: StreamSampling
+) -> None:
+    torch.manual_seed(len(sizes))
+    logits = [3 * torch.randn(50, size) for size in sizes]
+    settings = [PLAIN, config, PLAIN][: len(sizes)]
+    uniform = torch.rand(50, len(sizes), dtype=torch.float64)
+    together = masses([torch.cat([filled(own) for own in logits], dim=1)], sizes, settings, True)
+    codes = choose(together, uniform)
+    for k, (own, size) in enumerate(zip(logits, sizes, strict=True)):
+        alone = masses([filled(own)], [size], [settings[k]], True)
+        assert torch.equal(choose(alone, uniform[:, k : k + 1])[:, 0], codes[:, k])
+        assert bool((codes[:, k] < size).all())
+        if k == 0:
+            assert together.log_total is not None and torch.allclose(together.log_total, own.logsumexp(1), atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -193,7 +217,7 @@ def test_the_end_has_the_probability_that_the_model_gives_it(temperature: float,
     logits = torch.randn(1, 501)
     p = float(torch.softmax(logits.double(), 1)[0, -1])
     odds = (p / (1 - p)) ** (1 / end_temperature)
-    found = masses([logits[:, None, :-1].clone()], 500, StreamSampling(temperature=temperature), True)
+    found = masses([filled(logits[:, :-1].clone())], [500], [StreamSampling(temperature=temperature)], True)
     for shift, expected in ((-1e-6, True), (1e-6, False)):
         u = torch.tensor([odds / (1 + odds) + shift], dtype=torch.float64)
         assert bool(ends(logits[:, -1], found, end_temperature, u)) is expected

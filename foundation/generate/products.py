@@ -98,7 +98,7 @@ def _steady(shape: tuple[int, int], dtype: torch.dtype, biased: bool, threads: i
         done = torch.cat([product(part) for part in repeated.split(size)]).unflatten(0, (-1, ONE_FOR_ALL))
         if torch.equal(done, done[:1].expand_as(done)):
             agreeing[done[0].float().numpy().tobytes()].append(size)
-    return tuple(max(agreeing.values(), key=len, default=[]))
+    return tuple(sorted(agreeing.values(), key=lambda found: len(found))[-1] if agreeing else [])
 
 
 def pieces(rows: int, sizes: Sequence[int], most: int = SIZES[-1]) -> list[int]:

@@ -60,7 +60,7 @@ class _Run:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, layout = settings, settings.layout
-        self.phases = len(settings.heads) if layout.mode == "interleaved" else 1
+        self.phases = len(settings.heads)
         self.free = list(range(settings.slots))
         self.indices = np.zeros(settings.slots, np.int64)
         with torch.inference_mode():

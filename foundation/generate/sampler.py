@@ -67,7 +67,9 @@ class Sampler:
         model.positions.require(self.steps)
         self.model = with_products(model, dtype or model.embedding.weight.dtype)
         first = layout.first_slot[tag]
-        self.heads = [Head(self.model, slot) for slot in layout.slots[first : first + len(self.streams)]]
+        self.own_slots = layout.slots[first : first + len(self.streams)]
+        apart = layout.mode == "interleaved"
+        self.heads = [Head(self.model, own) for own in ([[s] for s in self.own_slots] if apart else [self.own_slots])]
         blocks = [module for module in self.model.blocks.modules() if isinstance(module, Product)]
         self.sizes = steady_sizes([*blocks, *(product for head in self.heads for product in head.products)])
         self.slots = slots or self._fitting_slots()
@@ -107,7 +109,7 @@ class Sampler:
         given = request.given
         if given is None:
             return
-        sizes = [head.size for head in self.heads]
+        sizes = [slot.size for slot in self.own_slots]
         name = f"object {request.index} of '{self.tag}' begins with codes"
         if given.ndim != 2 or given.shape[1] != len(sizes):
             raise DataError(f"{name} of shape {given.shape}, but its points have {len(sizes)} streams")

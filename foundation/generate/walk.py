@@ -6,10 +6,12 @@ captured as one CUDA graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +25,8 @@ from foundation.tokens.vocabulary import EOS, NONE
 
 LOGITS = 2**22
 """Logits that exist at a time, if those of a few rows are not more."""
+ENDLESS = 2**40
+"""Points of an object of which nobody knows yet how many it will have."""
 
 
 def most_points(layout: Layout, tag: str, config: SamplingConfig) -> int:
@@ -37,98 +41,112 @@ class Walk:
     def __init__(
         self, layout: Layout, tag: str, config: SamplingConfig, heads: Sequence[Head], slots: int, sizes: Sequence[int]
     ) -> None:
-        """heads: of the streams; sizes: numbers of rows at which a matrix product gives every row the same bits."""
+        """heads: of the streams, one for each step of a turn through them; sizes: numbers of rows at which a matrix
+        product gives every row the same bits."""
         entry, first = layout.entry(tag), layout.first_slot[tag]
         self.layout, self.config, self.sizes, self.fixed = layout, config, sizes, entry.tokens_per_object
         self.streams = len(entry.streams)
-        self.settings = [config.stream(name) for name in entry.streams]
-        self.slots = layout.slots[first : first + self.streams]
-        self.heads = heads
+        self.heads, self.device = heads, heads[0].end.device
         self.most = most_points(layout, tag, config)
-        self.device = heads[0].end.device
         self.skips = self.device.type == "cpu"
+        each, settings = self.streams // len(heads), [config.stream(name) for name in entry.streams]
+        self.settings = [settings[k : k + each] for k in range(0, self.streams, each)]
+        starts = torch.tensor([slot.start for slot in layout.slots[first : first + self.streams]], device=self.device)
+        self.starts = starts.split(each)
+        self.drawn_streams = torch.arange(self.streams, device=self.device).split(each)
         self.keys, self.given, self.body, self.counts = (self._zeros(slots) for _ in range(4))
         self.cut, self.done = self._zeros(slots).bool(), self._zeros(slots).bool()
         self.codes = torch.zeros(slots, self.most, self.streams, dtype=torch.int32, device=self.device)
+        # for every point the numbers of its streams and of the end; an end is drawn behind the last point, too
+        shape = self.most + 1, self.streams + 1
+        self.places = torch.arange(math.prod(shape), device=self.device).view(shape)
+        self.numbers = torch.zeros(slots, *shape, dtype=torch.float64, device=self.device)
+        self.all_free = self.skips
 
     def _zeros(self, slots: int) -> Tensor:
         return torch.zeros(slots, dtype=torch.int64, device=self.device)
 
     def begin(self, slots: Tensor, seed: int, indices: NDArray[np.int64], given: Sequence[NDArray | None]) -> None:
         """New objects in these slots [n], with their indices [n] and the codes that they begin with."""
-        self.keys[slots] = object_keys(seed, torch.from_numpy(indices).to(self.device))
+        keys = object_keys(seed, torch.from_numpy(indices).to(self.device))
+        self.numbers[slots] = uniform(keys[:, None, None], self.places)
         self.body[slots] = 0
-        self.counts[slots] = -1 if self.fixed is None else self.fixed
+        self.counts[slots] = ENDLESS if self.fixed is None else self.fixed
         self.cut[slots], self.done[slots] = False, False
         self.given[slots] = torch.tensor([0 if g is None else len(g) for g in given], device=self.device)
         for slot, known in zip(slots.tolist(), given, strict=True):
             if known is not None and len(known):
                 self.codes[slot, : len(known)] = torch.from_numpy(np.ascontiguousarray(known)).int().to(self.device)
+                self.all_free = False
 
-    def step(self, hidden: Tensor, rows: Tensor, stream: int = 0) -> Tensor:
+    def step(self, hidden: Tensor, rows: Tensor, phase: int = 0) -> Tensor:
         """Draw the next step of the objects in slots `rows` [n]: hidden [at least n, D] -> ids [n, columns].
 
-        stream: in the interleaved mode, the one that all of them have reached.
+        phase: in the interleaved mode, the stream that all of them have reached.
         """
-        body, most = self.body[rows], max(1, self.streams - 1)
-        ids = torch.full((len(rows), self.layout.columns), NONE, device=self.device)
+        body, streams = self.body[rows], self.drawn_streams[phase]
         if self.layout.mode == "interleaved":
-            self._draw(stream, 0, body // self.streams, hidden, rows, ids)
-            last = self.streams * self.counts[rows]
+            point, scale, tail = (body // self.streams)[:, None], self.streams, 0
         else:
-            if self.fixed is not None:
-                ids[:, 0] = torch.where(body == self.fixed, EOS, NONE)
-            for column in range(self.streams):
-                self._draw(column, column, body - column, hidden, rows, ids)
-            last = self.counts[rows] + most
+            point, scale, tail = body[:, None] - streams, 1, max(1, self.streams - 1)
+        ids, counts = self._draw(phase, point, hidden, rows)
+        if self.fixed is not None and tail:
+            ids[:, 0] = torch.where(body == self.fixed, EOS, ids[:, 0])
         self.body[rows] = body + 1
-        self.done[rows] = (self.counts[rows] >= 0) & (body + 1 >= last)
-        return ids
+        self.done[rows] = body + 1 >= scale * counts + tail
+        return F.pad(ids, (0, self.layout.columns - ids.shape[1]), value=NONE)
 
-    def _draw(self, stream: int, column: int, point: Tensor, hidden: Tensor, rows: Tensor, ids: Tensor) -> None:
-        """Draw a stream of these points [n] where they have it, or take it from what is given, and put it into ids."""
-        counts, slot, inside = self.counts[rows], self.slots[stream], point.clamp(0, self.most - 1)
-        wanted = (point >= 0) & ((counts < 0) | (point < counts))
-        known = self.codes[rows, inside, stream]
-        free = wanted & (point >= self.given[rows])
-        drawn, ended = self._drawn(stream, hidden, rows, point, free)
-        code = torch.where(free, drawn, known)
-        if slot.ends:
-            stop = free & (ended | (point >= self.most))
+    def _draw(self, phase: int, point: Tensor, hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw streams of these points [n, k] where they have them, or take them from what is given: ids [n, k], and
+        the number of points of every object [n], as far as it is known."""
+        head, streams, counts = self.heads[phase], self.drawn_streams[phase], self.counts[rows]
+        inside = rows[:, None], point.clamp(0, self.most - 1), streams
+        wanted, known = (point >= 0) & (point < counts[:, None]), self.codes[inside]
+        free = wanted if self.all_free else wanted & (point >= self.given[rows][:, None])
+        drawn, ended = self._drawn(phase, hidden, rows, point, free)
+        codes = drawn if self.all_free else torch.where(free, drawn, known)
+        ids = torch.where(wanted, self.starts[phase] + codes, NONE)
+        if head.ends:
+            first = point[:, 0]
+            stop = free[:, 0] & (ended | (first >= self.most))
             self.cut[rows] |= stop & ~ended
-            self.counts[rows] = torch.where(stop, point, counts)
-            wanted &= ~stop
-            ids[:, column] = torch.where(stop, EOS, ids[:, column])
-        self.codes[rows, inside, stream] = torch.where(wanted, code, known).to(self.codes.dtype)
-        ids[:, column] = torch.where(wanted, slot.start + code, ids[:, column])
+            self.counts[rows] = counts = torch.where(stop, first, counts)
+            wanted[:, 0] &= ~stop
+            ids[:, 0] = torch.where(stop, EOS, ids[:, 0])
+        self.codes[inside] = torch.where(wanted, codes, known).to(self.codes.dtype)
+        return ids, counts
 
-    def _drawn(self, stream: int, hidden: Tensor, rows: Tensor, point: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes int64 [n], and whether the object ends instead, bool [n]; of meaning where `free` says so."""
-        chosen = torch.nonzero(free)[:, 0] if self.skips else torch.arange(len(rows), device=self.device)
-        codes, ended = torch.zeros_like(rows), torch.zeros_like(free)
-        if len(chosen) == 0:
-            return codes, ended
-        sizes, keys = pieces(len(chosen), self.sizes, LOGITS // self.heads[stream].size), self.keys[rows]
-        state = hidden[: len(rows)]
-        if len(chosen) < len(rows):
-            state, keys, point = state[chosen], keys[chosen], point[chosen]
-        state, keys, points = (filled_up(x, sum(sizes)) for x in (state, keys, point))
-        parts = zip(state.split(sizes), keys.split(sizes), points.split(sizes), strict=True)
-        found, ends_found = zip(*(self._draw_piece(stream, *part) for part in parts), strict=True)
-        codes[chosen], ended[chosen] = torch.cat(found)[: len(chosen)], torch.cat(ends_found)[: len(chosen)]
+    def _drawn(self, phase: int, hidden: Tensor, rows: Tensor, point: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes int64 [n, k], and whether the object ends instead, bool [n]; of meaning where `free` [n, k] says so."""
+        if self.all_free or not self.skips:
+            return self._of_all(phase, hidden, rows, point)
+        chosen = torch.nonzero(free.any(1))[:, 0]
+        codes, ended = torch.zeros_like(point), torch.zeros_like(rows, dtype=torch.bool)
+        if len(chosen):
+            codes[chosen], ended[chosen] = self._of_all(phase, hidden[chosen], rows[chosen], point[chosen])
         return codes, ended
 
-    def _draw_piece(self, stream: int, hidden: Tensor, keys: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        head, settings = self.heads[stream], self.settings[stream]
-        found = masses(head.chunks(hidden), head.size, settings, head.ends)
-        if self.skips and not bool(found.cumulative[:, -1].isfinite().all()):
+    def _of_all(self, phase: int, hidden: Tensor, rows: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+        sizes = pieces(len(rows), self.sizes, LOGITS // self.heads[phase].width)
+        if len(sizes) == 1 and sizes[0] == len(rows):
+            return self._of_piece(phase, hidden[: len(rows)], rows, point)
+        hidden, padded, points = (filled_up(x[: len(rows)], sum(sizes)) for x in (hidden, rows, point))
+        parts = zip(hidden.split(sizes), padded.split(sizes), points.split(sizes), strict=True)
+        codes, ended = zip(*(self._of_piece(phase, *part) for part in parts), strict=True)
+        return torch.cat(codes)[: len(rows)], torch.cat(ended)[: len(rows)]
+
+    def _of_piece(self, phase: int, hidden: Tensor, rows: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+        head, streams, inside = self.heads[phase], self.drawn_streams[phase], point.clamp(0, self.most)
+        found = masses(head.parts(hidden), head.sizes, self.settings[phase], head.ends)
+        if self.skips and not math.isfinite(float(found.cumulative[:, :, -1].sum())):
             raise DataError("the model's logits are not finite: its weights are damaged, or its training diverged")
-        places = 2 * (points * self.streams + stream)
+        codes = choose(found, self.numbers[rows[:, None], inside, streams])
         if not head.ends:
-            return choose(found, uniform(keys, places)), torch.zeros_like(points, dtype=torch.bool)
-        numbers = uniform(keys[:, None], torch.stack([places, places + 1], dim=1))
-        end = ends(head.end_logit(hidden), found, self.config.end_temperature, numbers[:, 1])
-        return choose(found, numbers[:, 0]), end & (points >= self.config.min_points)
+            return codes, torch.zeros_like(rows, dtype=torch.bool)
+        first = inside[:, 0]
+        numbers = self.numbers[rows, first, self.streams]
+        end = ends(head.end_logit(hidden), found, self.config.end_temperature, numbers)
+        return codes, end & (first >= self.config.min_points)
 
     def state(self) -> list[Tensor]:
         """All tensors that a step changes."""
