@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from foundation.data.by_card import clouds_of_card
-from foundation.data.formats.reading import with_features
 from foundation.data.point_clouds import PointClouds
 from foundation.errors import DataError
 from foundation.generate.beginnings import Beginnings, encode_first
@@ -24,7 +22,7 @@ from foundation.generate.decoding import decoded
 from foundation.generate.generator import Generator, Wanted
 from foundation.generate.likelihood import Likelihoods, class_log_likelihoods, log_probabilities, over_classes
 from foundation.generate.opening import generator_of
-from foundation.generate.trained import TrainedModel
+from foundation.generate.trained import TrainedModel, as_trained
 from foundation.generate.wishes import Label, Wishes
 from foundation.registry.finding import find_model
 from foundation.tokens.tokenizer import Codes
@@ -251,22 +249,7 @@ class Model(TrainedModel):
         return tag, self.tokenizer(tag).encode(ordered), ordered
 
     def _as_trained(self, tag: str, clouds: PointClouds, leave_open: bool = False) -> PointClouds:
-        """The clouds with the tokenizer's features, the card's conditions and the card's order of points."""
-        card, tokenizer = self.datasets[tag].card, self.tokenizer(tag)
-        tokenizer.inputs.require(clouds)
-        names = tuple(feature.name for feature in tokenizer.features)
-        own = with_features(card.model_copy(update={"attributes": ()}), names, ordered=False)
-        of_objects = {c.name: _condition(clouds, c.name, leave_open) for c in card.conditions}
-        columns = {name: clouds.feature(name) for name in names}
-        return clouds_of_card(own, columns, clouds.owners, clouds.labels, of_objects)
-
-
-def _condition(clouds: PointClouds, name: str, leave_open: bool) -> NDArray[np.float32]:
-    if leave_open:
-        return np.full(len(clouds), np.nan, np.float32)
-    if name not in clouds.condition_names:
-        raise DataError(f"the model was trained with the condition '{name}', which these point clouds do not have")
-    return clouds.condition(name)
+        return as_trained(self.datasets[tag].card, self.tokenizer(tag), clouds, leave_open)
 
 
 def _parts(wishes: Wishes, first: int, n: int | None, part: int) -> Iterator[Wanted]:

@@ -106,7 +106,7 @@ def test_files_in_the_own_format_hold_the_same_objects(name: str, tmp_path: Path
 def test_files_that_say_the_class_by_their_name_are_one_per_class(tmp_path: Path) -> None:
     card, _, truth = truth_of("jetnet30", tmp_path)
     home = model_of(tmp_path / "model", card, truth)
-    arguments = ["generate", str(home), "--objects", "20", "--format", "own", "--assume", "jet_eta=0.3", "jet_phi=0"]
+    arguments = ["generate", str(home), "--objects", "20", "--format", "own", "--min-points", "1", "--assume", "jet_eta=0.3", "jet_phi=0"]
     assert main([*arguments, "--class", "g", "t", "--out", str(tmp_path / "made.hdf5")]) == 0
     for label, name in ((card.classes.index("g"), "g_made.hdf5"), (card.classes.index("t"), "t_made.hdf5")):
         clouds, _ = read_file(card, tmp_path / name)

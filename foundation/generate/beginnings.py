@@ -15,6 +15,7 @@ from foundation.data.ragged import ragged_arange, rows_of, to_offsets
 from foundation.errors import DataError
 from foundation.generate.conditions import Objects, clouds_of
 from foundation.generate.request_config import Complete
+from foundation.generate.trained import as_trained
 from foundation.tokens.tokenizer import Codes, Tokenizer
 
 
@@ -68,7 +69,7 @@ def read_beginnings(
     parts: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], PointClouds]] = []
     left = objects
     for clouds in clouds_of(card, Path(complete.file)):
-        clouds = clouds.select(slice(0, left))
+        clouds = as_trained(card, tokenizer, clouds.select(slice(0, left)))
         codes, first = encode_first(tokenizer, clouds, complete.keep)
         parts.append((codes.values, first.points, first.counts, first))
         left -= len(clouds)

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from foundation.data.by_card import clouds_of_card
 from foundation.data.cards import Condition, DatasetCard, Feature
+from foundation.data.formats.reading import with_features
 from foundation.data.point_clouds import PointClouds
 from foundation.errors import DataError, did_you_mean
 from foundation.generate.sampling_config import SamplingConfig
@@ -130,3 +133,24 @@ class TrainedModel:
 def _known(cards: Path, tag: str) -> KnownDataset:
     card = DatasetCard.model_validate_json((cards / f"{tag}.json").read_text())
     return KnownDataset(card, int(json.loads((cards / f"{tag}.longest.json").read_text())))
+
+
+def as_trained(card: DatasetCard, tokenizer: Tokenizer, clouds: PointClouds, leave_open: bool = False) -> PointClouds:
+    """The clouds with the tokenizer's features, the card's conditions and the card's order of points.
+
+    leave_open: with all conditions unknown. Raises DataError where the clouds lack something.
+    """
+    tokenizer.inputs.require(clouds)
+    names = tuple(feature.name for feature in tokenizer.features)
+    own = with_features(card.model_copy(update={"attributes": ()}), names, ordered=False)
+    of_objects = {c.name: _condition(clouds, c.name, leave_open) for c in card.conditions}
+    columns = {name: clouds.feature(name) for name in names}
+    return clouds_of_card(own, columns, clouds.owners, clouds.labels, of_objects)
+
+
+def _condition(clouds: PointClouds, name: str, leave_open: bool) -> NDArray[np.float32]:
+    if leave_open:
+        return np.full(len(clouds), np.nan, np.float32)
+    if name not in clouds.condition_names:
+        raise DataError(f"the model was trained with the condition '{name}', which these point clouds do not have")
+    return clouds.condition(name)
