@@ -1,8 +1,9 @@
 #!/bin/sh
-# What benchmarks/stream.py, tokenizers.py, train.py and evaluate.py compare with, in environments of their own, so that
-# nothing of it is needed by this project:   sh benchmarks/peers.sh FOLDER [PYTHON]
+# What benchmarks/stream.py, tokenizers.py, train.py, generate.py and evaluate.py compare with, in environments of their own,
+# so that nothing of it is needed by this project:   sh benchmarks/peers.sh FOLDER [PYTHON]
 # FOLDER/most and FOLDER/mosaicml (it needs an older numpy) are loaders, FOLDER/omnijet is OmniJet-alpha's public code
-# and OmniJet-alpha_C's, FOLDER/gpt is GPT-2 of Hugging Face and nanoGPT, FOLDER/jets is jetnet, energyflow and fastjet.
+# and OmniJet-alpha_C's, FOLDER/gpt is GPT-2 of Hugging Face and nanoGPT, FOLDER/spade is SPADE (package humite),
+# FOLDER/jets is jetnet, energyflow and fastjet.
 # ONLY=omnijet makes this one alone. torch stays at the version that PYTHON has; when that is a CPU build from another
 # index, name the index:  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 set -u
@@ -62,3 +63,6 @@ install gpt torch transformers
 importable gpt nanoGPT 3adf61e154c3fe3fca428ad6bc3818b27a3b8291 "${NANOGPT:-https://github.com/karpathy/nanoGPT}"
 # jetnet wants numpy below 2, and a module of coffea that newer versions lack; that one imports pytz without asking for it.
 install jets torch "numpy<2" jetnet==0.2.5 energyflow==1.4.0 "coffea<2025" "pyarrow<20" pytz fastjet
+# what its models and its sampler import; hydra and comet-ml, for its command lines, are left out
+install spade torch lightning omegaconf awkward vector h5py scipy rich
+importable spade SPADE 0ab7adf194e61fa15ddd3b645a327e019e8e7017 "${SPADE:-https://github.com/uhh-pd-ml/SPADE}"

@@ -22,6 +22,8 @@ from foundation.console import is_main_process, say
 from foundation.data_cli import add_data_commands, dataset_rows
 from foundation.errors import FoundationError
 from foundation.evaluate_cli import add_evaluate_commands, with_action
+from foundation.generate_cli import add_generate_command
+from foundation.likelihood_cli import add_likelihood_command
 from foundation.plan_cli import add_plan_command
 from foundation.shards_cli import add_shards_commands
 from foundation.vocabulary_cli import add_vocabulary_commands
@@ -45,6 +47,8 @@ examples:
   foundation shards --help                      look at, check, merge and plan with tokenised data
   foundation evaluate test.h5 made.h5 --card jetclass   objects of any generator against truth, with a report
   foundation evaluate tokenizer --help          what tokenizers lose, in tables, figures and a report
+  foundation generate MODEL --objects 10000     objects from a trained model, in the dataset's own format too
+  foundation likelihood MODEL FILE              how likely a model finds the objects of a file
   foundation vocabulary --help                  look at, compare and grow the ids of models
   foundation checkpoint --help                  list checkpoints, make a model of one
   accelerate launch --num_processes 8 -m foundation run my.yaml
@@ -159,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
     add_shards_commands(commands)
     add_evaluate_commands(commands)
+    add_generate_command(commands)
+    add_likelihood_command(commands)
     add_vocabulary_commands(commands)
     add_checkpoint_commands(commands)
 

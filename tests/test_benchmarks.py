@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foundation.data.files import write_point_clouds
@@ -86,3 +87,34 @@ def test_metrics_of_jets_are_measured_without_the_peers() -> None:
     rows = {line.split("|")[1].strip() for line in said.splitlines() if line.startswith("|")}
     assert {"polynomials", "substructure", "w1 of constituents", "fpd", "kpd", "full panel"} <= rows
     assert "not available: --peers not given" in said and "Peak memory of ours" in said
+
+
+@pytest.mark.slow
+def test_generation_is_measured_without_the_peers() -> None:
+    options = ["--jets", "6", "--showers", "2", "--most-hits", "12", "--hits", "3x5", "--turns", "1", "--alone", "3"]
+    said = run("generate.py", *options, "--slots", "1,4", "--bound-tokens", "40")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| ")]
+    ours = [cells for cells in lines if cells[0].startswith("ours, ")]
+    assert len(ours) == 4 + 2 + 2 and all(float(cells[1].replace(",", "")) > 0 for cells in ours), said
+    peers = [cells for cells in lines if cells[0].startswith(("OmniJet", "Hugging", "SPADE"))]
+    assert len(peers) == 4 + 3 + 2 and all("--peers not given" in cells[1] for cells in peers)
+    shares = [float(cells[6].removesuffix(" %")) for cells in lines if cells[0] in ("1, fp32", "4, fp32", "1, bf16")]
+    assert len(shares) == 6 and all(share > 0 for share in shares)
+    assert sum(cells[0] in ("fp32", "bf16") for cells in lines) == 4
+    assert "GPU: left out" in said or "TFLOP/s in torch.mm" in said
+
+
+def test_lengths_of_generated_objects_are_those_of_the_data() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        from generation.law import fitted
+        from generation.sizes import Lengths
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    counts = np.random.default_rng(1).integers(20, 90, 2000)
+    lengths = Lengths.like(counts, longest=126)
+    drawn = lengths.draw(20_000)
+    assert lengths.mean == pytest.approx(counts.mean(), rel=1e-6) == pytest.approx(drawn.mean(), rel=0.02)
+    assert lengths.shortest <= drawn.min() and drawn.max() == 126
+    # the cost law finds the parabola that it is given
+    assert fitted({n: 1 + 2 * n + 3 * n * n for n in (1, 10, 100)}, 50)[-1] == pytest.approx(1 + 2 * 50 + 3 * 2500)

@@ -19,7 +19,6 @@ from foundation.data.ragged import ragged_arange, to_offsets
 from foundation.errors import DataError
 from foundation.generate.sampler import SamplingConfig, sample
 from foundation.model.attention import Packing
-from foundation.model.cache import Cache
 from foundation.model.config import TransformerConfig
 from foundation.model.loss import restricted_cross_entropy
 from foundation.model.sizes import PARAMETERS, SIZES
@@ -241,12 +240,11 @@ def test_cached_decoding_equals_forward(options: dict) -> None:
     ids = steps.ids.unflatten(0, (3, 21))
     with torch.no_grad():
         full = steps.hidden(model).unflatten(0, (3, 21))
-        cache, rows = Cache(model.config, 3, 21, CPU), torch.arange(3)
+        cache, rows = model.open_cache(3, 21), torch.arange(3)
         for step in range(21):
             if step == 10:  # one sequence ends
-                rows = torch.tensor([0, 2])
-                cache.keep(rows, step)
-            assert torch.allclose(model.decode(ids[rows, step], step, cache), full[rows, step], atol=1e-5)
+                rows = rows[cache.keep(torch.tensor([1, 2]))]
+            assert torch.allclose(model.decode(ids[rows, step], [cache]), full[rows, step], atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [OPTIONS["registers"], OPTIONS["all"]], ids=["registers", "all"])
@@ -281,7 +279,9 @@ def test_sequences_longer_than_learned_positions_are_refused() -> None:
     with pytest.raises(DataError, match="9 steps, but the model has learned positions for 8"):
         Steps([3, 9], 0).hidden(model)
     with pytest.raises(DataError, match="raise max_steps"):
-        model.decode(torch.ones(1, 2, dtype=torch.int64), 8, Cache(model.config, 1, 9, CPU))
+        cache = model.open_cache(1, 9)
+        cache.filled = 8
+        model.decode(torch.ones(1, 2, dtype=torch.int64), [cache])
 
 
 def test_registers_change_what_is_seen_and_learn() -> None:

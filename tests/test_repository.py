@@ -23,17 +23,20 @@ from pydantic import BaseModel
 from foundation.cli import main
 from foundation.data.cards import Condition, load_card
 from foundation.data.files import read_point_clouds
+from foundation.generate.request_config import Distribution, FromFile, Reject
 from foundation.model.config import TransformerConfig
 from foundation.recipe import schema
 from foundation.recipe.loading import load_recipe
+from foundation.recipe.samples import Completion, Recalibration
 from foundation.tokens.config import TokenizerConfig
 from foundation.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 # A package may import those before it; errors and console may be imported by all.
 ORDER = """
-    data tokens stream model tasks train generate evaluate registry recipe
-    data_cli shards_cli plan_cli checkpoint_cli vocabulary_cli evaluate_cli cli __main__
+    data tokens stream model tasks train generate evaluate registry recipe api
+    data_cli shards_cli plan_cli checkpoint_cli vocabulary_cli evaluate_cli generate_cli likelihood_cli cli __main__
+    __init__
 """.split()
 # What a recipe can set, typed where it belongs; it needs nothing of its package.
 SETTINGS = {
@@ -306,6 +309,11 @@ def test_the_reference_names_every_kind_and_key() -> None:
         "model": TransformerConfig,
         "train": TrainConfig,
         "samples of generate": schema.Sample,
+        "conditions of samples": Distribution,
+        "conditions of a file": FromFile,
+        "complete of samples": Completion,
+        "reject of samples": Reject,
+        "calibrate of samples": Recalibration,
         "information of evaluate_tokenizers": schema.InformationSettings,
         "models of register": schema.RegisteredModel,
     }

@@ -507,7 +507,7 @@ def test_sampling_gives_each_object_its_number_of_tokens(mode: Mode, tag: str) -
         for i in (0, 7):
             alone = draw_objects(model, mode, tag, np.array([i]), SamplingConfig(max_points=most))[1]
             assert np.array_equal(alone.codes, objects[i])
-        assert len(np.unique(objects, axis=0)) > 3
+        assert len(np.unique(objects, axis=0)) > 2
 
 
 @MODES

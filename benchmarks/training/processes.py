@@ -12,22 +12,22 @@ from pathlib import Path
 
 from stream import last_line
 
-ENVIRONMENTS = {"omnijet": "omnijet", "gpts": "gpt"}
+ENVIRONMENTS = {"omnijet": "omnijet", "gpts": "gpt", "spade": "spade"}
 SOURCES = {"showers": "omnijet_alpha_c", "jets": "omnijet_alpha"}
 """Two repositories with one package name: the sample says which one is meant."""
-PROGRAM = "import sys; sys.path.append(sys.argv[1]); from training.worker import main; main(*sys.argv[2:])"
+PROGRAM = "import sys; sys.path.append(sys.argv[1]); from {package}.worker import main; main(*sys.argv[2:])"
 """The folder of the benchmarks comes last: it has a module named as a package that Hugging Face needs."""
 
 
 @dataclass
 class Side:
-    """A process that trains, or why there is none."""
+    """A process that trains or generates, or why there is none."""
 
     process: subprocess.Popen[str] | None = None
     log: Path = Path()
     problem: str = ""
 
-    def ask(self, question: Mapping[str, str | int]) -> dict[str, float | str]:
+    def ask(self, question: Mapping[str, object]) -> dict[str, float | str]:
         """One line there and back."""
         if self.process is None or self.problem:
             return {"problem": self.problem}
@@ -50,8 +50,8 @@ class Side:
             self.process.wait()
 
 
-def start(side: str, sample: str, threads: int, home: Path, peers: Path | None) -> Side:
-    """Start a process for one side; it stays idle until it is asked."""
+def start(side: str, sample: str, threads: int, home: Path, peers: Path | None, package: str = "training") -> Side:
+    """Start a process for one side, the worker of `package`; it stays idle until it is asked."""
     python, paths = Path(sys.executable), os.environ.get("PYTHONPATH", "")
     if side in ENVIRONMENTS:
         if peers is None:
@@ -66,7 +66,8 @@ def start(side: str, sample: str, threads: int, home: Path, peers: Path | None) 
     arguments = [str(Path(__file__).parents[1].absolute()), side, str(home.absolute()), str(threads)]
     with made.log.open("w") as log:
         made.process = subprocess.Popen(
-            [str(python), "-c", PROGRAM, *arguments], env=os.environ | limits | {"PYTHONPATH": paths}, text=True,
-            cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            [str(python), "-c", PROGRAM.format(package=package), *arguments], text=True,
+            env=os.environ | limits | {"PYTHONPATH": paths}, cwd=home,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
         )  # fmt: skip
     return made

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +29,68 @@ def write_point_clouds(path: Path, clouds: PointClouds, provenance: dict[str, ob
 
     The bytes depend on the clouds and the provenance alone, so equal content has an equal hash.
     """
+    write_point_cloud_parts(path, [clouds], len(clouds), len(clouds.points), provenance)
+
+
+def write_point_cloud_parts(
+    path: Path,
+    parts: Iterable[PointClouds],
+    clouds: int,
+    points: int,
+    provenance: dict[str, object] | None = None,
+    synced: bool = False,
+) -> None:
+    """Write clouds that come in parts, one after the other, as `write_point_clouds` would write them in one piece.
+
+    clouds, points: how many there are in all parts; the parts need not be in memory at the same time
+    synced:         the file is on the disk before it has its name, so that it is whole also after a power cut
+
+    Raises DataError when the parts differ in features, units, conditions or tag, or do not add up.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with h5py.File(part, "w") as f:
-        f.attrs["schema"] = SCHEMA
-        f.attrs["tag"] = clouds.tag
-        f.attrs["provenance"] = json.dumps(provenance or {}, sort_keys=True)
-        for name in JSON_ATTRIBUTES:
-            f.attrs[name] = json.dumps(getattr(clouds, name))
-        f["points"], f["offsets"] = clouds.points, clouds.offsets
-        f["labels"], f["conditions"] = clouds.labels, clouds.conditions
-    os.replace(part, path)
+    part_file = path.with_name(path.name + ".part")
+    with h5py.File(part_file, "w") as f:
+        head: PointClouds | None = None
+        cloud = point = 0
+        for part in parts:
+            if head is None:
+                head = part
+                _begin(f, part, clouds, points, provenance)
+            _require_alike(path, head, part)
+            last_cloud, last_point = cloud + len(part), point + len(part.points)
+            if last_cloud > clouds or last_point > points:
+                break
+            f["points"][point:last_point] = part.points
+            f["offsets"][cloud : last_cloud + 1] = point + part.offsets
+            f["labels"][cloud:last_cloud], f["conditions"][cloud:last_cloud] = part.labels, part.conditions
+            cloud, point = last_cloud, last_point
+        if head is None or (cloud, point) != (clouds, points):
+            raise DataError(f"{path}: not written, as the parts do not add up to {clouds} objects of {points} points")
+    if synced:
+        with part_file.open("rb") as written:
+            os.fsync(written.fileno())
+    os.replace(part_file, path)
+
+
+def _begin(f: h5py.File, first: PointClouds, clouds: int, points: int, provenance: dict[str, object] | None) -> None:
+    f.attrs["schema"] = SCHEMA
+    f.attrs["tag"] = first.tag
+    f.attrs["provenance"] = json.dumps(provenance or {}, sort_keys=True)
+    for name in JSON_ATTRIBUTES:
+        f.attrs[name] = json.dumps(getattr(first, name))
+    f.create_dataset("points", (points, len(first.features)), first.points.dtype)
+    f.create_dataset("offsets", (clouds + 1,), first.offsets.dtype)
+    f.create_dataset("labels", (clouds,), first.labels.dtype)
+    f.create_dataset("conditions", (clouds, len(first.condition_names)), first.conditions.dtype)
+
+
+def _require_alike(path: Path, first: PointClouds, part: PointClouds) -> None:
+    for name in (*JSON_ATTRIBUTES, "tag"):
+        if getattr(part, name) != getattr(first, name):
+            raise DataError(
+                f"{path}: parts with different {name} cannot be joined: {getattr(first, name)} and "
+                f"{getattr(part, name)}"
+            )
 
 
 def is_point_cloud_file(path: Path) -> bool:

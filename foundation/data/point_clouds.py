@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foundation.data.ragged import rows_of, to_offsets
+from foundation.data.ragged import ragged_arange, rows_of, to_offsets
 from foundation.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,12 @@ class PointClouds:
             conditions=self.conditions[chosen],
         )
 
+    def first_points(self, n: int) -> PointClouds:
+        """The same clouds with their first n points only; of shorter ones, all."""
+        counts = np.minimum(self.counts, n)
+        rows = np.repeat(self.offsets[:-1], counts) + ragged_arange(counts)
+        return replace(self, points=self.points[rows], offsets=to_offsets(counts))
+
     def with_columns(self, features: Sequence[str], conditions: Sequence[str], tag: str) -> PointClouds:
         """The same clouds with these features and conditions only, under another tag."""
         for name in features:
@@ -137,3 +147,36 @@ class PointClouds:
             labels=np.concatenate([p.labels for p in parts]),
             conditions=np.concatenate([p.conditions for p in parts]),
         )
+
+    # as the arrays of other packages: foundation/data/exchange.py says what is in them
+
+    def to_awkward(self) -> Any:
+        """An awkward array of records: `points` (records with the features), `label`, and the conditions by name."""
+        from foundation.data.exchange import to_awkward
+
+        return to_awkward(self)
+
+    @staticmethod
+    def from_awkward(array: Any, units: Mapping[str, str] | None = None, tag: str = "") -> PointClouds:
+        """Point clouds of records as `to_awkward` makes them; units by name, where the array does not carry them."""
+        from foundation.data.exchange import from_awkward
+
+        return from_awkward(array, units or {}, tag)
+
+    def to_numpy(self, padded: bool = True, length: int | None = None) -> tuple[NDArray[np.float32], NDArray]:
+        """Zero-padded points [B, L, F] and a mask bool [B, L], True for points; else points [N, F] and offsets."""
+        from foundation.data.exchange import to_numpy
+
+        return to_numpy(self, padded, length)
+
+    def to_torch(self, padded: bool = True, length: int | None = None) -> tuple[Tensor, Tensor]:
+        """As `to_numpy`, as tensors."""
+        from foundation.data.exchange import to_torch
+
+        return to_torch(self, padded, length)
+
+    def to_pandas(self, per: Literal["point", "object"] = "point") -> Any:
+        """A DataFrame with a row per point (`object` says whose), or one per object (label, points, conditions)."""
+        from foundation.data.exchange import to_pandas
+
+        return to_pandas(self, per)

@@ -1,36 +1,34 @@
-"""Autoregressive sampling with a key/value cache, over the legal ids only.
+"""Objects from a model, as fast as the device allows, and each the same whatever it is drawn together with.
 
-Object `index` of a campaign is drawn with random numbers of (seed, index) alone, so it does not depend on the batch it
-is sampled in. All sequences of a batch are equally far; finished ones leave it, so that time goes to real tokens.
-Where every object has the same number of tokens (patches), that many are drawn, and no end.
+Object `index` of a campaign depends on the model, the seed and the index alone: not on the number of slots, the order
+of the requests, on what else is drawn, or on the rank (foundation/generate/randomness.py has the random numbers, and
+foundation/generate/products.py what it takes for the rounding).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from foundation.data.ragged import to_offsets
 from foundation.errors import DataError
-from foundation.model.loss import slot_logits
-from foundation.model.transformer import Cache, Transformer
-from foundation.tokens.layout import Layout, Slot
-from foundation.tokens.vocabulary import EOS, NONE
+from foundation.generate.draw import Head
+from foundation.generate.products import Product, steady_sizes, with_products
+from foundation.generate.runs import CapturedRun, Request, Sampled, WavesRun
+from foundation.generate.sampling_config import SamplingConfig, StreamSampling
+from foundation.generate.walk import most_points
+from foundation.model.transformer import Transformer
+from foundation.tokens.layout import Layout
 
+__all__ = ["Request", "Sampled", "SampledCodes", "Sampler", "SamplingConfig", "StreamSampling", "sample"]
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How ids are drawn, and the longest object."""
-
-    max_points: int
-    """Most points of an object; of no meaning where every object has the same number of tokens."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    """Keep the most probable ids that add up to this probability."""
+FEWEST_SLOTS, MOST_SLOTS, CACHE_BYTES = 16, 512, 2 * 2**30
+"""Slots where nothing is said, and what their keys and values may take."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,85 @@ class SampledCodes:
     cut: NDArray[np.bool_]
 
 
-@torch.no_grad()
+class Sampler:
+    """Draws objects of one dataset."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        layout: Layout,
+        tag: str,
+        *,
+        seed: int,
+        config: SamplingConfig,
+        slots: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """slots: how many objects are under way at a time; 0 finds a number. dtype: of weights, keys and values; those
+        of the model where it is not given. Raises DataError for a model or for settings that do not fit."""
+        self.layout, self.tag, self.seed, self.config = layout, tag, seed, config
+        self._require_model(model)
+        self.streams = layout.entry(tag).streams
+        for name in config.streams:
+            if name not in self.streams:
+                raise DataError(f"sampling has settings of the stream '{name}', but '{tag}' has {_words(self.streams)}")
+        self.most = most_points(layout, tag, config)
+        self.steps = int(layout.lengths(tag, np.array([self.most]))[0])
+        model.positions.require(self.steps)
+        self.model = with_products(model, dtype or model.embedding.weight.dtype)
+        first = layout.first_slot[tag]
+        self.own_slots = layout.slots[first : first + len(self.streams)]
+        apart = layout.mode == "interleaved"
+        self.heads = [Head(self.model, own) for own in ([[s] for s in self.own_slots] if apart else [self.own_slots])]
+        blocks = [module for module in self.model.blocks.modules() if isinstance(module, Product)]
+        self.sizes = steady_sizes([*blocks, *(product for head in self.heads for product in head.products)])
+        self.slots = slots or self._fitting_slots()
+
+    def _require_model(self, model: Transformer) -> None:
+        if model.config.features:
+            raise DataError(
+                f"the model reads the continuous features {', '.join(model.config.features)}, which are not known "
+                "before their codes are drawn: to generate, pretrain a model without features"
+            )
+
+    def _fitting_slots(self) -> int:
+        c = self.model.config
+        places, itemsize = c.registers + self.steps, self.model.embedding.weight.element_size()
+        return max(
+            FEWEST_SLOTS, min(MOST_SLOTS, CACHE_BYTES // (2 * c.layers * c.groups * places * c.head_width * itemsize))
+        )
+
+    def objects(self, requests: Iterable[Request]) -> Iterator[Sampled]:
+        """Draw the requested objects; they come as they are finished. Requests are taken when there is room for them.
+
+        Raises DataError for codes that are given and do not fit.
+        """
+        run = CapturedRun(self) if self.model.embedding.weight.is_cuda else WavesRun(self)
+        source = iter(requests)
+        while True:
+            wanted = run.wanted()
+            new = list(islice(source, wanted))
+            for request in new:
+                self._require_given(request)
+            finished = run.step(new)
+            yield from finished
+            if wanted and not new and not run.busy:
+                return
+
+    def _require_given(self, request: Request) -> None:
+        given = request.given
+        if given is None:
+            return
+        sizes = [slot.size for slot in self.own_slots]
+        name = f"object {request.index} of '{self.tag}' begins with codes"
+        if given.ndim != 2 or given.shape[1] != len(sizes):
+            raise DataError(f"{name} of shape {given.shape}, but its points have {len(sizes)} streams")
+        if len(given) > self.most:
+            raise DataError(f"{name} of {len(given)} points, which is more than the {self.most} it may have")
+        if len(given) and ((given < 0) | (given >= np.array(sizes))).any():
+            raise DataError(f"{name} that its tokenizer does not have: they must be below {_words(map(str, sizes))}")
+
+
 def sample(
     model: Transformer,
     layout: Layout,
@@ -52,178 +128,20 @@ def sample(
     seed: int,
     config: SamplingConfig,
 ) -> SampledCodes:
-    """Sample one object after each prefix [B, P]; `indices` [B] number the objects inside their campaign."""
-    if model.config.features:
-        raise DataError(
-            f"the model reads the continuous features {', '.join(model.config.features)}, which are not known before "
-            "their codes are drawn: to generate, pretrain a model without features"
-        )
-    walk = _Interleaved if layout.mode == "interleaved" else _Delayed
-    return walk(model, layout, tag, prefix, indices, seed, config).run()
+    """Sample one object after each prefix [B, P]; `indices` [B] number the objects inside their campaign.
+
+    Raises DataError where two objects have one number.
+    """
+    if len(np.unique(indices)) < len(indices):
+        raise DataError("two objects of a campaign have the same number: they would be drawn with the same numbers")
+    sampler = Sampler(model, layout, tag, seed=seed, config=config)
+    requests = (Request(int(i), p) for i, p in zip(indices, prefix, strict=True))
+    found: dict[int, Sampled] = {one.index: one for one in sampler.objects(requests)}
+    objects = [found[int(i)] for i in indices]
+    codes = [np.zeros((0, len(sampler.streams)), np.int64), *(one.codes for one in objects)]
+    counts = np.array([len(one.codes) for one in objects], np.int64)
+    return SampledCodes(np.concatenate(codes), to_offsets(counts), np.array([one.cut for one in objects], np.bool_))
 
 
-class _Delayed:
-    """Sampling of one batch in the delayed layout: K streams share a step, stream k lags k steps behind."""
-
-    def __init__(
-        self,
-        model: Transformer,
-        layout: Layout,
-        tag: str,
-        prefix: NDArray[np.int64],
-        indices: NDArray[np.int64],
-        seed: int,
-        config: SamplingConfig,
-    ) -> None:
-        self.model, self.layout, self.config = model.eval(), layout, config
-        self.device = next(model.parameters()).device
-        self.streams = len(layout.entry(tag).streams)
-        self.fixed = layout.entry(tag).tokens_per_object
-        self.cap = config.max_points if self.fixed is None else self.fixed
-        first = layout.first_slot[tag]
-        self.slots = layout.slots[first : first + self.streams]
-        self.prefix = torch.from_numpy(prefix).to(self.device)
-        self.objects = len(prefix)
-        steps = self._body_steps(self.cap)
-        # all random numbers of an object come from (seed, its index); drawn step by step they would depend on the batch
-        self.random = [np.random.default_rng([seed, int(i)]) for i in indices]
-        self.uniform = torch.empty(self.objects, 0, self.streams, dtype=torch.float64)
-        self.max_steps = self.prefix.shape[1] + steps
-
-    def _body_steps(self, points: int) -> int:
-        return points + max(1, self.streams - 1)
-
-    def _uniform(self, step: int, rows: Tensor) -> Tensor:
-        """Random numbers [b, K] of body step `step` for the objects `rows`, drawn 32 steps at a time."""
-        while step >= self.uniform.shape[1]:
-            more = (
-                np.stack([r.random((32, self.streams)) for r in self.random]) if self.random else np.zeros((0, 32, 1))
-            )
-            self.uniform = torch.cat([self.uniform, torch.from_numpy(more)], dim=1)
-        return self.uniform[rows.cpu(), step].to(self.device)
-
-    def _logits(self, hidden: Tensor, slot: Slot) -> Tensor:
-        return slot_logits(hidden, self.model.output_weight, slot, self.model.output_bias)
-
-    def _enter_prefix(self, cache: Cache) -> Tensor:
-        hidden = torch.empty(0)
-        for step in range(self.prefix.shape[1]):
-            ids = torch.full((self.objects, self.layout.columns), NONE, device=self.device)
-            ids[:, 0] = self.prefix[:, step]
-            hidden = self.model.decode(ids, step, cache)
-        return hidden
-
-    def _known_counts(self) -> Tensor:
-        """Points of each object [B]; -1 where eos is still to come."""
-        known = -1 if self.fixed is None else self.fixed
-        return torch.full((self.objects,), known, dtype=torch.int64, device=self.device)
-
-    def run(self) -> SampledCodes:
-        """Sample all objects of the batch."""
-        cap, k = self.cap, self.streams
-        cache = Cache(self.model.config, self.objects, self.max_steps, self.device)
-        hidden = self._enter_prefix(cache)
-        codes = torch.zeros(self.objects, cap, k, dtype=torch.int64, device=self.device)
-        counts = self._known_counts()
-        rows = torch.arange(self.objects, device=self.device)
-        cut = torch.zeros(self.objects, dtype=torch.bool, device=self.device)
-        body, at = 0, self.prefix.shape[1]
-        while len(rows):
-            uniform = self._uniform(body, rows)
-            ids = torch.full((len(rows), self.layout.columns), NONE, device=self.device)
-            if body == self.fixed:
-                ids[:, 0] = EOS
-            for stream, slot in enumerate(self.slots):
-                point = body - stream
-                wanted = self._wanted(counts[rows], point)
-                if not wanted.any():
-                    continue
-                drawn = draw(self._logits(hidden[wanted], slot), uniform[wanted, stream], self.config)
-                if stream == 0:
-                    ended = drawn == slot.size
-                    over = ~ended & (point >= cap)
-                    cut[rows[wanted][over]] = True
-                    stop = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
-                    stop[wanted] = ended | over
-                    counts[rows[stop]] = point
-                    ids[wanted, 0] = torch.where(ended | over, EOS, slot.start + drawn)
-                    going = rows[wanted][~(ended | over)]
-                    if point < cap:
-                        codes[going, point, 0] = drawn[~(ended | over)]
-                else:
-                    ids[wanted, stream] = slot.start + drawn
-                    codes[rows[wanted], point, stream] = drawn
-            body, at = body + 1, at + 1
-            done = (counts[rows] >= 0) & (body >= counts[rows] + max(1, k - 1))
-            if bool(done.all()):
-                break
-            if int(done.sum()) * 4 >= len(rows):
-                keep = torch.nonzero(~done)[:, 0]
-                rows, ids = rows[keep], ids[keep]
-                cache.keep(keep, at - 1)
-            hidden = self.model.decode(ids, at - 1, cache)
-        return collect(codes, counts, cut)
-
-    def _wanted(self, counts: Tensor, point: int) -> Tensor:
-        """Which sequences predict `point` in this step: those not ended, and those that ended after it."""
-        if point < 0:
-            return torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
-        return (counts < 0) | (counts > point)
-
-
-class _Interleaved(_Delayed):
-    """Sampling in the interleaved layout: the K codes of a point follow each other in one column."""
-
-    def _body_steps(self, points: int) -> int:
-        return points * self.streams + 1
-
-    def run(self) -> SampledCodes:
-        """Sample all objects of the batch."""
-        cap, k = self.cap, self.streams
-        cache = Cache(self.model.config, self.objects, self.max_steps, self.device)
-        hidden = self._enter_prefix(cache)
-        codes = torch.zeros(self.objects, cap, k, dtype=torch.int64, device=self.device)
-        counts = self._known_counts()
-        cut = torch.zeros(self.objects, dtype=torch.bool, device=self.device)
-        rows = torch.arange(self.objects, device=self.device)
-        body, at = 0, self.prefix.shape[1]
-        while self.fixed is None or body < k * self.fixed:
-            point, stream = divmod(body, k)
-            slot = self.slots[stream]
-            uniform = self._uniform(point, rows)[:, stream]
-            drawn = draw(self._logits(hidden, slot), uniform, self.config)
-            if stream == 0:
-                ended = drawn == slot.size
-                over = ~ended & (point >= cap)
-                cut[rows[over]] = True
-                counts[rows[ended | over]] = point
-                keep = torch.nonzero(~(ended | over))[:, 0]
-                if len(keep) == 0:
-                    break
-                if len(keep) < len(rows):
-                    rows, drawn = rows[keep], drawn[keep]
-                    cache.keep(keep, at)
-            codes[rows, point, stream] = drawn
-            hidden = self.model.decode((slot.start + drawn)[:, None], at, cache)
-            body, at = body + 1, at + 1
-        return collect(codes, counts, cut)
-
-
-def draw(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
-    """One id per row, int64 [b], by the inverse cumulative distribution; logits [b, n], uniform [b] in [0, 1)."""
-    p = torch.softmax(logits.double() / config.temperature, dim=-1)
-    if config.top_p < 1.0:
-        ordered, order = p.sort(dim=-1, descending=True)
-        # an id stays when the more probable ones do not reach top_p yet: the first always does
-        ordered = torch.where(ordered.cumsum(dim=-1) - ordered < config.top_p, ordered, 0.0)
-        p = torch.zeros_like(p).scatter(-1, order, ordered)
-    cumulative = p.cumsum(dim=-1)
-    # scaled by the total, so that rounding can never point behind the last id
-    drawn = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
-    return drawn.clamp(max=logits.shape[-1] - 1)
-
-
-def collect(codes: Tensor, counts: Tensor, cut: Tensor) -> SampledCodes:
-    """Padded codes [B, cap, K] and counts [B] to ragged codes."""
-    real = torch.arange(codes.shape[1], device=codes.device)[None] < counts[:, None]
-    return SampledCodes(codes[real].cpu().numpy(), to_offsets(counts.cpu().numpy()), cut.cpu().numpy())
+def _words(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -81,15 +81,6 @@ class Block(nn.Module):
         qk, v = project(self, x, turn)
         return finish(self, x, attend(qk, v, self.attention.heads, packing))
 
-    def decode(self, x: Tensor, turn: Tensor | None, keys: Tensor, values: Tensor, place: int) -> Tensor:
-        """One step of b sequences, x [b, D] -> [b, D], against what is cached in the places before `place`."""
-        heads, groups = self.attention.heads, self.attention.kv_heads
-        qk, v = self.project(x, turn)
-        q, keys[:, :, place], values[:, :, place] = qk[:, :heads], qk[:, heads:], v
-        known, theirs = keys[:, :, : place + 1], values[:, :, : place + 1]
-        y = F.scaled_dot_product_attention(q[:, :, None], known, theirs, enable_gqa=heads != groups)
-        return self.finish(x, y[:, :, 0])
-
 
 def swiglu(x: Tensor) -> Tensor:
     """[T, 2 n] -> [T, n] (arXiv:2002.05202)."""

@@ -6,7 +6,8 @@ all sequences, S columns, F continuous features, D width, H heads, G key/value h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -111,23 +112,61 @@ class Transformer(nn.Module):
             raise DataError(f"the model reads the continuous features {names} of every point: they are not given")
         return x + self.features(features.to(x.dtype))
 
-    def decode(self, ids: Tensor, step: int, cache: Cache) -> Tensor:
-        """One more step of b sequences that are equally far: ids [b, S] at position `step` -> hidden states [b, D].
+    def open_cache(self, rows: int, max_steps: int, dtype: torch.dtype | None = None) -> Cache:
+        """A cache for sequences of up to so many steps; the registers have entered it."""
+        weight = self.embedding.weight
+        cache = Cache(self.config, rows, max_steps, weight.device, dtype or weight.dtype)
+        if self.registers is not None:
+            for vector in self.registers.vectors:
+                self._advance(vector.expand(rows, -1), cache.positions, [cache])
+        return cache
 
-        Raises DataError where the model reads features, which a generator does not have, or where `step` is too far.
+    def decode(self, ids: Tensor, caches: Sequence[Cache], pieces: Sequence[int] | None = None) -> Tensor:
+        """One more step of n sequences: ids [n, S] -> hidden states [n, D], and all caches are a step further.
+
+        The rows of the first cache come first, and so on; rows behind those of the last cache are padding. pieces: how
+        many rows go through a matrix product at a time. Raises DataError where the model reads features, which a
+        generator does not have, or where a sequence becomes too long.
         """
-        self.positions.require(step + 1)
-        if step == 0 and self.registers is not None:
-            for number, vector in enumerate(self.registers.vectors):
-                self._decode(vector.expand(len(ids), -1), number - cache.registers, cache)
-        position = torch.tensor([step], device=ids.device)
-        return self._decode(self.positions.placed(self._embedded(ids, None), position), step, cache)
+        self.positions.require(max(cache.step for cache in caches) + 1)
+        positions = _positions(len(ids), caches)
+        placed = self.positions.placed(self._embedded(ids, None), positions)
+        return self._advance(placed, positions, caches, pieces)
 
-    def _decode(self, x: Tensor, step: int, cache: Cache) -> Tensor:
-        turn = self.positions.turn(torch.tensor([step], device=x.device))
+    def _advance(
+        self, x: Tensor, positions: Tensor, caches: Sequence[Cache], pieces: Sequence[int] | None = None
+    ) -> Tensor:
+        """Embeddings x [n, D] of the next step of every row, at `positions` [n] -> hidden states [n, D]."""
+        turn, sizes = self.positions.turn(positions), list(pieces or (len(x),))
+        turns = [None] * len(sizes) if turn is None else turn.split(sizes)
         for layer, block in enumerate(self._blocks()):
-            x = block.decode(x, turn, cache.keys[layer], cache.values[layer], cache.registers + step)
+            parts = [block.project(*part) for part in zip(x.split(sizes), turns, strict=True)]
+            qk, v = parts[0] if len(parts) == 1 else (torch.cat(each) for each in zip(*parts, strict=True))
+            attended = _attended(layer, qk, v, self.config.heads, caches)
+            finished = [block.finish(*part) for part in zip(x.split(sizes), attended.split(sizes), strict=True)]
+            x = finished[0] if len(parts) == 1 else torch.cat(finished)
+        for cache in caches:
+            cache.advance()
         return self.norm(x)
+
+
+def _positions(rows: int, caches: Sequence[Cache]) -> Tensor:
+    """Positions int64 [rows] of the next step of every cache's rows; 0 for the padding behind them."""
+    known = [cache.positions for cache in caches]
+    padding = rows - sum(cache.rows for cache in caches)
+    return torch.cat([*known, known[0].new_zeros(padding)]) if padding or len(known) > 1 else known[0]
+
+
+def _attended(layer: int, qk: Tensor, v: Tensor, heads: int, caches: Sequence[Cache]) -> Tensor:
+    """What the next step of every row attends to, [n, H, d], of qk [n, H + G, d] and v [n, G, d]; 0 for padding."""
+    bounds = [*accumulate((cache.rows for cache in caches), initial=0)]
+    parts = [
+        cache.attend(layer, qk[a:b], v[a:b], heads) for cache, a, b in zip(caches, bounds, bounds[1:], strict=False)
+    ]
+    padding = len(v) - bounds[-1]
+    if padding:
+        parts.append(v.new_zeros(padding, heads, v.shape[2]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def count_parameters(module: nn.Module) -> int:

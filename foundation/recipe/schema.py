@@ -10,6 +10,7 @@ from foundation.data.cards import Condition
 from foundation.evaluate.panels.choice import Metric
 from foundation.model.config import TransformerConfig
 from foundation.recipe.mixtures import MixtureSpec
+from foundation.recipe.samples import Sample
 from foundation.recipe.section import Section
 from foundation.tokens.config import TokenizerConfig
 from foundation.train.config import TrainConfig
@@ -229,39 +230,39 @@ class Finetune(TrainingStage):
         return {"from": self.source, "data": self.data}
 
 
-class Sample(Section):
-    """Objects of one dataset to generate."""
-
-    truth: str
-    """The simulate or import stage of the dataset: what is generated is compared with its test split."""
-    objects: int = Field(1000, ge=1)
-    """Objects to generate, per class."""
-    classes: tuple[str, ...] = ()
-    """Classes; all when not given."""
-    conditions: Literal["truth", "any"] | dict[str, tuple[float, ...]] = "truth"
-    """Where conditions such as the incident energy come from: drawn from the test split, left open, or given values
-    taken in turn."""
-    max_points: int = Field(0, ge=0)
-    """Longest object; 0 means 1.2 times the longest of the train split."""
-
-
 class Generate(StageSpec):
     """Generate point clouds with a pre-trained model."""
 
+    version: ClassVar[int] = 2
     kind: Literal["generate"]
     source: str = Field(alias="from")
     """The pretrain stage, or a registered model (models:/name@alias)."""
     samples: tuple[Sample, ...] = Field(min_length=1)
     temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(0, ge=0)
+    """Draw from this many of the most probable codes; 0 takes all."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Draw from the most probable ids that add up to this probability."""
-    batch: int = Field(512, ge=1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Draw from codes that are at least this times as probable as the most probable one."""
+    end_temperature: float = Field(1.0, gt=0)
+    """The log-odds of ending are divided by it; the settings above are of the codes alone."""
+    batch: int = Field(0, ge=0)
+    """Objects that are sampled at the same time; 0 for as many as suit the machine."""
+    workers: int = Field(1, ge=1)
+    """Processes."""
+    scheduler: str | None = None
+    """Address of a running Dask scheduler, tcp://host:port, to work instead of processes of this machine."""
+
+    @property
+    def needs_all_ranks(self) -> bool:
+        return True
 
     def references(self) -> dict[str, str]:
         return {"from": self.source} | {f"samples.{i}.truth": s.truth for i, s in enumerate(self.samples)}
 
     def execution_only(self) -> frozenset[str]:
-        return frozenset({"batch"})
+        return frozenset({"batch", "workers", "scheduler"})
 
 
 class Evaluate(StageSpec):

@@ -86,13 +86,15 @@ class Tokenizer(ABC):
         """Object-level quantities that are needed to encode and to decode."""
         return ()
 
-    def encode(self, clouds: PointClouds) -> Codes:
+    def encode(self, clouds: PointClouds, first: int | None = None) -> Codes:
         """Codes of all clouds; each column is in 0 .. stream.size - 1. Which clouds come together does not matter.
+
+        first: encode this many points of each cloud only, as if it had no others; scales are those of all its points
 
         Raises DataError for clouds with other features, units, conventions or scales than those of the fit.
         """
         self.inputs.require(clouds)
-        return self._encode(clouds)
+        return self._encode(clouds if first is None else clouds.first_points(first))
 
     @abstractmethod
     def _encode(self, clouds: PointClouds) -> Codes:

@@ -160,6 +160,9 @@ OBJECT_RULES: dict[str, list[Rule]] = {
             lambda x, y, z: np.arccos(z / np.maximum(np.sqrt(x**2 + y**2 + z**2), 1e-12)),
         )
     ],
+    "direction_x": [(("theta", "phi_angle"), lambda theta, phi: np.sin(theta) * np.cos(phi))],
+    "direction_y": [(("theta", "phi_angle"), lambda theta, phi: np.sin(theta) * np.sin(phi))],
+    "direction_z": [(("theta",), np.cos)],
 }
 SUMS = {"sum_px": "px", "sum_py": "py", "sum_pz": "pz", "sum_energy": "energy"}
 """Sum over the constituents of an object -> what is summed."""

@@ -45,6 +45,7 @@ def write_file(
     assume: Mapping[str, float] | None = None,
     source: DatasetCard | None = None,
     places: int | None = None,
+    attributes: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Write the clouds, in one piece or part by part, to one file in the card's format; it appears complete or not.
 
@@ -52,6 +53,7 @@ def write_file(
     source: the card that the clouds are of, where it is another one: classes and categories are matched by name
     places: places of an object in padded arrays whose size the card leaves open; that of the longest where all clouds
             are given in one piece
+    attributes: text that is kept in the file, where the container has a place for it (`ArrayWriter`)
 
     Returns what a user should know, a line each: columns that are left out, hits that were merged. Raises DataError
     when the format needs something that neither the clouds have nor follows from what they have.
@@ -59,8 +61,9 @@ def write_file(
     form = writable_format(card)
     parts = _pieces(card, form, clouds) if isinstance(clouds, PointClouds) else clouds
     left_out: dict[str, None] = {}
+    types: dict[str, np.dtype] = {}
     moved = written = 0
-    with ArrayWriter(path, form.container, form.tree) as file:
+    with ArrayWriter(path, form.container, form.tree, attributes) as file:
         for part in parts:
             if isinstance(form.points, VoxelImages):
                 assert card.geometry is not None  # writable_format refuses images without
@@ -69,7 +72,7 @@ def write_file(
             numbers = _InFile(card, form, _our_quantities(card, part, assume or {}, source or card))
             arrays = _points(card, form, numbers, places) | _objects(card, form, numbers)
             arrays |= label_arrays(card, form.label, _matched_labels(card, part, source or card))
-            file.append({key: _precise(array, form) for key, array in arrays.items()})
+            file.append({key: _as_before(types, key, _precise(array, form)) for key, array in arrays.items()})
             left_out |= dict.fromkeys(numbers.left_out)
             written += len(part)
         if not written:
@@ -89,6 +92,16 @@ def _pieces(card: DatasetCard, form: FileFormat, clouds: PointClouds) -> Iterato
     step = max(1, VOXELS_AT_ONCE // n_voxels(card.geometry))
     for start in range(0, max(1, len(clouds)), step):
         yield clouds.select(slice(start, start + step))
+
+
+def _as_before(types: dict[str, np.dtype], key: str, array: Array) -> Array:
+    """The array in the type that it had in the first part: whether a number needs double precision to come back as it
+    was depends on the number, and a file has one type. Single precision is then off by its last bit, at most."""
+    values = array.values if isinstance(array, Ragged) else array
+    if values.dtype.kind != "f":
+        return array
+    values = values.astype(types.setdefault(key, values.dtype), copy=False)
+    return Ragged(values, array.counts) if isinstance(array, Ragged) else values
 
 
 def writable_format(card: DatasetCard) -> FileFormat:

@@ -59,7 +59,7 @@ def _draw(
     block = data.block(0).first(OBJECTS)
     codes = Codes(block.codes.astype(np.int64), block.offsets)
     truth = decoded(tokenizer, card, codes, block.labels, block.conditions, context.seed)
-    config = SamplingConfig(longest)
+    config = SamplingConfig(max_points=longest)
     made = generate(
         backbone, model.layout, tokenizer, card, block.labels, block.conditions, seed=context.seed, config=config
     )
