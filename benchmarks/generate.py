@@ -33,7 +33,7 @@ TABLES = ("jets", "showers", "hits", "bound", "latency", "gpu")
 TARGETS = {"jets": 150, "showers": 1000, "hits": 2}
 HITS = ((1, 200), (16, 500), (516, 64))
 """Showers at once, as SPADE's sampler makes them (516 is its default), and hits of each."""
-SLOTS = {"jets": 512, "showers": 32}
+SLOTS = {"jets": 512, "showers": 128}
 HUGGING_FACE = {"jets": 64, "showers": 8}
 TOKENIZER_STEPS = 5
 LEGEND = """
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, nargs="*", default=[], help="of jets of the card pythia_jetclass")
     parser.add_argument("--tables", default=",".join(TABLES), help="with commas between them")
     parser.add_argument("--jets", type=int, default=2048, help="of ours in a turn")
-    parser.add_argument("--showers", type=int, default=64, help="of ours in a turn")
+    parser.add_argument("--showers", type=int, default=128, help="of ours in a turn")
     parser.add_argument("--peer-jets", type=int, default=8, help="a batch of OmniJet-alpha's")
     parser.add_argument("--most-hits", type=int, default=WORKLOADS["showers"].longest, help="cut showers there")
     parser.add_argument("--hits", default=",".join(f"{b}x{n}" for b, n in HITS), help="showers times hits, for SPADE")

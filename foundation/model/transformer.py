@@ -115,6 +115,7 @@ class Transformer(nn.Module):
     def open_cache(self, rows: int, max_steps: int, dtype: torch.dtype | None = None) -> Cache:
         """A cache for sequences of up to so many steps; the registers have entered it."""
         weight = self.embedding.weight
+        self.positions.require(max_steps)
         cache = Cache(self.config, rows, max_steps, weight.device, dtype or weight.dtype)
         if self.registers is not None:
             for vector in self.registers.vectors:
