@@ -12,6 +12,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -26,6 +27,10 @@ from foundation.tokens.kinds import fit_tokenizer
 from foundation.tokens.layout import Layout
 from foundation.tokens.tokenizer import Tokenizer
 from foundation.tokens.vocabulary import Addition, Vocabulary
+
+# how long an example takes depends on what else the machine does
+hypothesis.settings.register_profile("here", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("here")
 
 JETS = DatasetCard(
     name="toy_jets",

@@ -32,10 +32,23 @@ class Rotary(Positions):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.pairs, self.base = config.head_width // 2, config.rope_base
+        self.pairs, self.base, self.before = config.head_width // 2, config.rope_base, config.registers
+        # no buffer, which would lose digits when a model is converted to half precision
+        self.table = torch.empty(0, device="cpu")
+
+    def require(self, steps: int) -> None:
+        if len(self.table) < self.before + steps:
+            with torch.inference_mode(False):  # training may follow sampling
+                self.table = self._turns(torch.arange(-self.before, 2 * steps, device=self.table.device))
 
     def turn(self, positions: Tensor) -> Tensor:
-        """Cosine and sine [T, 1, d/2, 2]."""
+        """Cosine and sine [T, 1, d/2, 2] at positions that `require` has been asked for; registers are before 0."""
+        if self.table.device != positions.device:
+            with torch.inference_mode(False):
+                self.table = self.table.to(positions.device)
+        return self.table[positions + self.before]
+
+    def _turns(self, positions: Tensor) -> Tensor:
         frequency = self.base ** (-torch.arange(self.pairs, device=positions.device, dtype=torch.float32) / self.pairs)
         angle = positions[:, None].float() * frequency
         return torch.stack([angle.cos(), angle.sin()], dim=-1)[:, None]
