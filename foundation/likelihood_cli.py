@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from foundation.console import Progress, say
 from foundation.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from foundation.api import Model
     from foundation.data.cards import DatasetCard
     from foundation.data.point_clouds import PointClouds
@@ -63,6 +63,8 @@ def add_likelihood_command(commands: Any) -> None:
 
 
 def _likelihood(options: argparse.Namespace) -> int:
+    import numpy as np
+
     from foundation.api import load
     from foundation.data_cli import files_of
     from foundation.stream.whole_files import written_whole
@@ -142,6 +144,8 @@ def _streams(model: Model, tag: str) -> tuple[str, ...]:
 
 def _lines(model: Model, tag: str, arrays: dict[str, NDArray]) -> list[str]:
     """What a user sees: mean, spread, parts, and the objects that the model finds least likely."""
+    import numpy as np
+
     values = arrays["log_likelihood"]
     low, middle, high = np.quantile(values, [0.05, 0.5, 0.95]).tolist()
     error = values.std() / np.sqrt(len(values))
