@@ -11,7 +11,6 @@ from foundation.console import Progress, say
 from foundation.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from foundation.api import Model
