@@ -59,7 +59,7 @@ class JetFeatures:
 class JetScores:
     """Distances by name, and why others have none; `DEFINITIONS` has what stands before the first dot of a name.
 
-    w1m, w1p.<feature>, w1efp.<graph>, fpd, kpd, quantiled_kld.<observable>; coverage and mmd where asked for
+    w1m, w1p.<feature>, w1efp.<graph>, fpd, kpd, quantiled_kld.<observable>
     """
 
     values: Mapping[str, Measurement]
@@ -80,11 +80,8 @@ def jet_features(
     return JetFeatures(relative, polynomials, observables, len(clouds) - len(good))
 
 
-def jet_scores(truth: JetFeatures, generated: JetFeatures, *, seed: int = 0, with_coverage: bool = False) -> JetScores:
-    """Every distance of the generated jets to the truth, with its definition's own settings and the draws of `seed`.
-
-    with_coverage: coverage and MMD, too: minutes for jets of many constituents.
-    """
+def jet_scores(truth: JetFeatures, generated: JetFeatures, *, seed: int = 0) -> JetScores:
+    """Every distance of the generated jets to the truth, with its definition's own settings and the draws of `seed`."""
     values: dict[str, Measurement] = {}
     problems: dict[str, str] = {}
 
@@ -108,8 +105,6 @@ def jet_scores(truth: JetFeatures, generated: JetFeatures, *, seed: int = 0, wit
         both = truth.observables[name], generated.observables[name]
         full = f"quantiled_kld.{name}"
         add(full, lambda full=full, both=both: {full: kl_divergence.quantiled_kld(*both, seed=seed)})  # type: ignore[misc]
-    if with_coverage:
-        add("coverage", lambda: _coverage(*sides, seed=seed))
     return JetScores(dict(sorted(values.items())), problems)
 
 
@@ -118,18 +113,13 @@ def _on_their_axis(angle: Floats) -> bool:
     return bool(np.nanquantile(np.abs(angle), 0.9) < ON_AXIS)
 
 
-def floor(truth: JetFeatures, *, seed: int = 0, with_coverage: bool = False) -> JetScores:
+def floor(truth: JetFeatures, *, seed: int = 0) -> JetScores:
     """Scores of one random half of the truth against the other: what a perfect generator reaches at that size."""
     order = np.random.default_rng(seed).permutation(len(truth))
     halves = [truth.select(np.sort(half)) for half in np.array_split(order, 2)]
-    return jet_scores(halves[0], halves[1], seed=seed, with_coverage=with_coverage)
+    return jet_scores(halves[0], halves[1], seed=seed)
 
 
 def _named_polynomials(a: Floats, b: Floats, seed: int) -> dict[str, Measurement]:
     found = jet_wasserstein.w1efp(a, b, seed=seed)
     return {f"w1efp.{graph[0].replace(' ', '-')}": m for graph, m in zip(W1_GRAPHS, found, strict=True)}
-
-
-def _coverage(truth: PointClouds, generated: PointClouds, seed: int) -> dict[str, Measurement]:
-    found = coverage.coverage_and_mmd(truth, generated, seed=seed)
-    return {"coverage": found.coverage, "mmd": found.mmd}

@@ -60,7 +60,7 @@ class Captured:
 
     def __init__(self, model: Transformer, layout: Layout, walk: Walk, steps: int, phases: int) -> None:
         """steps: of the longest sequence; phases: steps of one turn through the streams."""
-        self.model, self.walk, self.phases, slots = model, walk, phases, len(walk.keys)
+        self.model, self.walk, self.phases, slots = model, walk, phases, len(walk.body)
         self.cache, self.prefixes = SlotCache(model, slots, steps), Prefixes(model, layout, ())
         weight = model.embedding.weight
         self.hidden = torch.zeros(slots, model.config.width, device=weight.device, dtype=weight.dtype)

@@ -54,7 +54,7 @@ class Walk:
         starts = torch.tensor([slot.start for slot in layout.slots[first : first + self.streams]], device=self.device)
         self.starts = starts.split(each)
         self.drawn_streams = torch.arange(self.streams, device=self.device).split(each)
-        self.keys, self.given, self.body, self.counts = (self._zeros(slots) for _ in range(4))
+        self.given, self.body, self.counts = (self._zeros(slots) for _ in range(3))
         self.cut, self.done = self._zeros(slots).bool(), self._zeros(slots).bool()
         self.codes = torch.zeros(slots, self.most, self.streams, dtype=torch.int32, device=self.device)
         # for every point the numbers of its streams and of the end; an end is drawn behind the last point, too
